@@ -1,0 +1,72 @@
+//! What the store is told: where, how durable, how much memory, how long.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::model::{Table, TenantId};
+
+/// When an append is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// After the `fdatasync` of its group (groups close after 2 ms or 1 MiB).
+    Group,
+    /// After the write; `fdatasync` every so often. A power cut may lose that much.
+    Interval(Duration),
+    /// After the write; the operating system decides.
+    None,
+}
+
+/// How long rows of a table are kept, by event time. The most specific rule wins: tenant and table, table, tenant, default.
+#[derive(Clone, Debug, Default)]
+pub struct Retention {
+    pub rules: Vec<RetentionRule>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RetentionRule {
+    pub tenant: Option<TenantId>,
+    pub table: Option<Table>,
+    pub keep: Duration,
+}
+
+impl Retention {
+    /// `None`: kept for ever.
+    pub fn keep(&self, tenant: &TenantId, table: Table) -> Option<Duration> {
+        self.rules
+            .iter()
+            .filter(|r| r.tenant.as_ref().is_none_or(|t| t == tenant) && r.table.is_none_or(|t| t == table))
+            .max_by_key(|r| (r.table.is_some(), r.tenant.is_some()))
+            .map(|r| r.keep)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    pub dir: PathBuf,
+    pub durability: Durability,
+    /// Bytes the store may hold in memory (head, caches, merges in flight).
+    pub memory_bytes_max: usize,
+    /// Head bytes of one table that trigger a flush.
+    pub flush_bytes: usize,
+    /// Age of the oldest head row that triggers a flush.
+    pub flush_age: Duration,
+    pub retention: Retention,
+    /// Whether background flush, compaction and retention run. Off only in tests that drive them by hand.
+    pub background: bool,
+    /// Refuse writes above this share of the disk in use (0..1).
+    pub disk_used_max: f64,
+}
+
+impl StoreConfig {
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        StoreConfig {
+            dir: dir.into(),
+            durability: Durability::Group,
+            memory_bytes_max: 768 << 20,
+            flush_bytes: 128 << 20,
+            flush_age: Duration::from_secs(300),
+            retention: Retention::default(),
+            background: true,
+            disk_used_max: 0.95,
+        }
+    }
+}

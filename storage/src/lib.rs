@@ -1,0 +1,27 @@
+//! The store: durable, open Parquet under a Delta log, with everything recent in memory.
+//!
+//! **For** keeping log records, metric points and spans, and answering [`Store::scan`] over all of them under one
+//! snapshot. **Not for** protocols, query languages or HTTP: nothing here knows them.
+//!
+//! # When a write is durable
+//! [`Store::append`] returns only after the write-ahead-log record of the batch is on disk (`fdatasync` of its group
+//! in mode `group`) and its rows are in the head, so a query that starts afterwards sees them. A flush turns head rows into
+//! a Parquet part and one Delta commit that names the last WAL sequence number it holds; only then do WAL segments go.
+//!
+//! # Invariants
+//! 1. Acked is kept; a record is in exactly one of head or part in every snapshot.
+//! 2. Indexes are hints: a part without them gives the same answers.
+//! 3. Every queue, loop over input and cache has a bound in [`limits`].
+//! 4. Damage is quarantined, counted and reported; what is intact is served.
+
+pub mod config;
+pub mod error;
+pub mod limits;
+pub mod model;
+pub mod scan;
+pub mod store;
+
+pub use config::{Durability, StoreConfig};
+pub use error::{AppendError, ErrorKind, OpenError, ScanError};
+pub use scan::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};
+pub use store::{Append, Appended, SeriesInfo, SourcePosition, Store, StreamInfo};

@@ -1,0 +1,7 @@
+//! The one door to stored rows: what is asked ([`ScanRequest`]), what comes back ([`ScanStream`]), what it cost
+//! ([`ScanStats`]).
+
+pub mod request;
+pub mod select;
+
+pub use request::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};
