@@ -1,1 +1,3 @@
-//! query
+//! Query languages and read APIs over one store.
+
+pub mod syntax;
