@@ -119,8 +119,8 @@ impl Store {
             Selector::Ids(ids) => RowSelector::Ids(ids.iter().copied().collect()),
             Selector::Trace(t) => RowSelector::Trace(*t),
             Selector::Labels(m) => RowSelector::Ids(match request.table {
-                Table::Logs => self.streams(&request.tenant, m, request.range)?.iter().map(|s| s.id).collect(),
-                _ => self.series(&request.tenant, m, request.range)?.iter().map(|s| s.id).collect(),
+                Table::Logs => self.streams(&request.tenant, m, request.range).await?.iter().map(|s| s.id).collect(),
+                _ => self.series(&request.tenant, m, request.range).await?.iter().map(|s| s.id).collect(),
             }),
         };
         select::needed_columns(&request, &selector)?;
@@ -174,7 +174,7 @@ impl Store {
     }
 
     /// Log streams with a record in the range, by labels; sorted by labels.
-    pub fn streams(
+    pub async fn streams(
         &self,
         tenant: &TenantId,
         matchers: &[Matcher],
@@ -202,7 +202,7 @@ impl Store {
     }
 
     /// Metric series alive in the range, by labels; sorted by labels.
-    pub fn series(
+    pub async fn series(
         &self,
         tenant: &TenantId,
         matchers: &[Matcher],
