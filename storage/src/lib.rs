@@ -14,10 +14,13 @@
 //! 3. Every queue, loop over input and cache has a bound in [`limits`].
 //! 4. Damage is quarantined, counted and reported; what is intact is served.
 
+pub mod catalog;
 pub mod config;
 pub mod error;
 pub mod limits;
+pub mod lock;
 pub mod model;
+pub mod object;
 pub mod scan;
 pub mod store;
 

@@ -1,0 +1,27 @@
+//! Which parts a table consists of: one Delta table per tenant and table, its log written by ourselves.
+//!
+//! **For** committing parts, knowing the live ones, and deleting those nobody reads any more. **Not for** what is inside
+//! a part. Source of the format: the Delta transaction log protocol, reader version 1, writer version 2.
+//!
+//! # Invariants
+//! 1. A commit is one object `_delta_log/<20 digits>.json`, put if absent; versions are dense from the first one kept.
+//! 2. The cost of a commit does not grow with the work of earlier ones, but for copying a list of `Arc`s.
+//! 3. A damaged entry, checkpoint or part is set aside and reported; the rest is served.
+//! 4. A part's file goes only after it left the log and its last reader has dropped it.
+
+pub mod actions;
+pub mod checkpoint;
+mod load;
+pub mod purge;
+pub mod schema;
+mod state;
+pub mod table;
+
+pub use load::{Damage, OpenReport};
+pub use purge::Purge;
+pub use table::{
+    Bucket, CatalogError, Commit, Committed, NewPart, Operation, PartEntry, TableCatalog, TableOptions, part_path,
+};
+
+#[cfg(test)]
+mod tests;
