@@ -15,6 +15,7 @@
 //! 4. Damage is quarantined, counted and reported; what is intact is served.
 
 pub mod catalog;
+pub mod compact;
 pub mod config;
 pub mod error;
 pub mod limits;

@@ -120,6 +120,30 @@ impl PartEntry {
         self.add.tags.as_ref()?.get(name)?.as_deref()
     }
 
+    /// An entry without a table.
+    #[cfg(test)]
+    pub(crate) fn for_test(
+        bucket: Bucket,
+        size: u64,
+        level: u8,
+        order: i64,
+        min_ts: Timestamp,
+        max_ts: Timestamp,
+    ) -> Arc<Self> {
+        let part = NewPart {
+            path: part_path(bucket, level),
+            bucket,
+            size,
+            rows: size,
+            min_ts,
+            max_ts,
+            level,
+            order: Some(order),
+            tags: Vec::new(),
+        };
+        Arc::new(Self::from_add(add_of(Table::Logs, &part, order, max_ts, true)))
+    }
+
     /// Entries of other writers lack our tags: then they are taken for a whole day of the top level.
     pub(super) fn from_add(add: Add) -> Self {
         let tag = |name: &str| add.tags.as_ref().and_then(|t| t.get(name)).and_then(|v| v.as_deref());

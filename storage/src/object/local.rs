@@ -81,6 +81,16 @@ impl LocalStore {
         Ok(removed)
     }
 
+    /// Gives an object another name, which must be free.
+    pub fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.file_of(from)?, self.file_of(to)?);
+        self.inner.ensure_parent(&to)?;
+        fs::hard_link(&from, &to)?;
+        sync_parent(&to)?;
+        fs::remove_file(&from)?;
+        sync_parent(&from)
+    }
+
     fn temporary(&self) -> io::Result<(PathBuf, File)> {
         let folder = self.inner.root.join(TEMPORARY);
         self.inner.ensure_folder(&folder)?;
@@ -295,3 +305,7 @@ impl Drop for LocalWriter {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;

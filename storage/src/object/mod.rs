@@ -3,7 +3,7 @@
 //! **For** part files, the Delta log and quarantine. **Not for** the WAL, which appends.
 //!
 //! [`Objects`] is the blocking form; flush, compaction and start-up run on blocking threads and use it directly.
-//! [`local::LocalStore`] implements it on a folder, and implements `object_store::ObjectStore` too, for async readers.
+//! [`LocalStore`] implements it on a folder; [`AsyncLocal`] is the same folder as an `object_store::ObjectStore`.
 //! [`bridge::Bridged`] gives the blocking form of any `object_store::ObjectStore`, so that a bucket can take the
 //! folder's place.
 //!
@@ -12,6 +12,7 @@
 //! 2. [`PutMode::Create`] lets exactly one of many racing writers win, also across processes.
 //! 3. No path leads out of the root.
 
+mod async_local;
 pub mod bridge;
 pub mod local;
 
@@ -19,6 +20,7 @@ use std::{fmt, io, ops::Range, time::SystemTime};
 
 use bytes::Bytes;
 
+pub use async_local::AsyncLocal;
 pub use local::LocalStore;
 
 /// What to do when the object exists.
