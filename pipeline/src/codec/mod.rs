@@ -1,1 +1,16 @@
 //! Wire bytes to batches and back.
+//!
+//! Decoders are pure: bytes, limits and the present time in, batches and a list of what was refused out. They never
+//! panic on foreign bytes, and every loop over them has a bound in [`limits::Limits`].
+
+pub mod compress;
+pub mod limits;
+pub mod log_columns;
+pub mod ndjson;
+pub mod otlp;
+pub mod outcome;
+mod raw_cache;
+pub mod stream;
+
+pub use limits::Limits;
+pub use outcome::{Decoded, Malformed, Reason, Rejected};

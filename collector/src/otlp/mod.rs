@@ -1,0 +1,4 @@
+//! OTLP receivers: HTTP routes and the gRPC services, for logs, metrics and traces.
+
+pub(crate) mod http;
+mod partial;

@@ -1,0 +1,232 @@
+//! The road all push protocols share: admit, read the body, inflate, decode, deliver.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{Router, body::Body, routing::post};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt as _;
+use pipeline::{
+    Batch, Output,
+    codec::{
+        Decoded, Limits,
+        compress::{self, Encoding},
+    },
+};
+use storage::model::TenantId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    metrics::{IngestMetrics, Protocol},
+    ndjson, otlp,
+    reply::Failure,
+};
+
+/// What the push endpoints are told.
+#[derive(Clone)]
+pub struct PushConfig {
+    pub limits: Limits,
+    /// Memory that requests in flight may take together, roughly: bodies, what they inflate to and their batches.
+    pub in_flight_bytes_max: usize,
+    /// A request that gets no memory for so long is told to come back.
+    pub admission_wait: Duration,
+    /// A body that brings nothing for so long is given up.
+    pub body_idle_max: Duration,
+    pub metrics: Arc<IngestMetrics>,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        PushConfig {
+            limits: Limits::default(),
+            in_flight_bytes_max: 256 << 20,
+            admission_wait: Duration::from_secs(5),
+            body_idle_max: Duration::from_secs(30),
+            metrics: Arc::default(),
+        }
+    }
+}
+
+/// All push routes: OTLP over HTTP, Loki push, NDJSON.
+pub fn push_router(config: PushConfig, out: Output) -> Router {
+    routes(Push::new(config, out))
+}
+
+pub(crate) fn routes(push: Arc<Push>) -> Router {
+    Router::new()
+        .route("/ingest/ndjson", post(ndjson::push))
+        .route("/v1/logs", post(otlp::http::logs))
+        .route("/otlp/v1/logs", post(otlp::http::logs))
+        .with_state(push)
+}
+
+/// What handlers share.
+pub(crate) struct Push {
+    pub config: PushConfig,
+    out: Output,
+    memory: Arc<Semaphore>,
+    memory_units: usize,
+}
+
+/// Unit of the memory budget, so that it fits a semaphore.
+const MEMORY_UNIT: usize = 1024;
+
+/// What a request of unknown length is taken for.
+const UNKNOWN_LENGTH: usize = 4 << 20;
+
+/// Memory a request takes for each byte of its body: the body and its batches; more where it inflates.
+const COST_PLAIN: usize = 2;
+const COST_COMPRESSED: usize = 8;
+
+/// Bodies up to this size are decoded where they are: less than a millisecond.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// A body in memory, with the memory it holds.
+pub(crate) struct Received {
+    pub body: Bytes,
+    /// Bytes as sent.
+    pub sent: usize,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl Push {
+    pub fn new(config: PushConfig, out: Output) -> Arc<Self> {
+        let memory_units = (config.in_flight_bytes_max / MEMORY_UNIT).clamp(1, u32::MAX as usize >> 4);
+        Arc::new(Push { config, out, memory: Arc::new(Semaphore::new(memory_units)), memory_units })
+    }
+
+    /// Nanoseconds since the epoch.
+    pub fn now(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    pub fn metrics(&self) -> &IngestMetrics {
+        &self.config.metrics
+    }
+
+    /// Reads a body within its limits, once there is memory for it.
+    pub async fn receive(&self, headers: &HeaderMap, body: Body, compressed: bool) -> Result<Received, Failure> {
+        let limit = self.config.limits.body_bytes_max;
+        let too_large = || {
+            let message = format!("request body is larger than {limit} bytes; send smaller requests");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        };
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|l| l > limit) {
+            return Err(too_large());
+        }
+        let cost = if compressed { COST_COMPRESSED } else { COST_PLAIN };
+        let units = (length.unwrap_or(UNKNOWN_LENGTH).saturating_mul(cost) / MEMORY_UNIT).clamp(1, self.memory_units);
+        let wait = self.memory.clone().acquire_many_owned(units as u32);
+        let memory = match tokio::time::timeout(self.config.admission_wait, wait).await {
+            Ok(Ok(permit)) => permit,
+            _ => {
+                let reason = "too many bytes of requests are in flight";
+                return Err(Failure::unavailable(reason, Duration::from_secs(1)));
+            }
+        };
+        let mut body = body;
+        let mut one: Option<Bytes> = None;
+        let mut many = BytesMut::new();
+        loop {
+            let frame = match tokio::time::timeout(self.config.body_idle_max, body.frame()).await {
+                Err(_) => return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the request body stopped coming")),
+                Ok(None) => break,
+                Ok(Some(Err(e))) => {
+                    return Err(Failure::new(StatusCode::BAD_REQUEST, format!("cannot read the request body: {e}")));
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if data.len() + many.len() + one.as_ref().map_or(0, Bytes::len) > limit {
+                return Err(too_large());
+            }
+            if many.is_empty() && one.is_none() {
+                one = Some(data);
+                continue;
+            }
+            if let Some(first) = one.take() {
+                // The announced length may be a lie: room for a part of it only.
+                many.reserve(length.unwrap_or(0).min(UNKNOWN_LENGTH).max(first.len() + data.len()));
+                many.extend_from_slice(&first);
+            }
+            many.extend_from_slice(&data);
+        }
+        let body = one.unwrap_or_else(|| many.freeze());
+        Ok(Received { sent: body.len(), body, _memory: memory })
+    }
+
+    /// Inflates and decodes, off the async threads where it takes long.
+    pub async fn decode<T, F>(&self, body: Bytes, encoding: Encoding, decode: F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(Bytes, &Limits, i64) -> Result<T, Failure> + Send + 'static,
+    {
+        let now = self.now();
+        let work = {
+            let limits = self.config.limits.clone();
+            let small = body.len() <= INLINE_BYTES_MAX && encoding == Encoding::Identity;
+            let work = move || {
+                let plain = compress::inflate(encoding, body, limits.inflated_bytes_max)?;
+                decode(plain, &limits, now)
+            };
+            if small {
+                return work();
+            }
+            work
+        };
+        let failed = |_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding failed; this is a bug");
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+
+    /// Hands all batches over and waits until each is acknowledged.
+    /// `batch_id`: the sender's; each batch of a split request gets its own, the same for the same request.
+    pub async fn deliver(
+        &self,
+        protocol: Protocol,
+        tenant: TenantId,
+        decoded: &mut Decoded,
+        batch_id: Option<[u8; 16]>,
+    ) -> Result<(), Failure> {
+        self.metrics().rejected(protocol, &decoded.rejected);
+        let mut fates = Vec::with_capacity(decoded.batches.len());
+        for (i, data) in decoded.batches.drain(..).enumerate() {
+            let mut batch = Batch::new(tenant.clone(), data);
+            batch.batch_id = batch_id.map(|id| nth_batch_id(id, i as u64));
+            fates.push(self.out.send(batch).await?);
+        }
+        for fate in fates {
+            fate.wait().await?;
+        }
+        self.metrics().accepted(protocol, decoded.accepted);
+        Ok(())
+    }
+}
+
+fn nth_batch_id(id: [u8; 16], n: u64) -> [u8; 16] {
+    if n == 0 {
+        return id;
+    }
+    let mut text = id.to_vec();
+    text.extend_from_slice(&n.to_le_bytes());
+    xxhash_rust::xxh3::xxh3_128(&text).to_be_bytes()
+}
+
+/// The body's encoding; 415 when we do not know it.
+pub(crate) fn content_encoding(headers: &HeaderMap) -> Result<Encoding, Failure> {
+    let name = headers.get(header::CONTENT_ENCODING).map_or(Ok(""), |v| v.to_str()).unwrap_or("?");
+    Encoding::parse(name).ok_or_else(|| {
+        let message = format!("Content-Encoding {name:?} is not supported; use gzip, zstd, deflate, snappy or lz4");
+        Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    })
+}
+
+/// The media type without its parameters, lower case; empty when absent.
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
