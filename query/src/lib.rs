@@ -1,3 +1,11 @@
 //! Query languages and read APIs over one store.
+//!
+//! **For** turning PromQL, LogQL and trace requests into answers of their APIs' own shapes. **Not for** knowing how data
+//! arrived. Storage is reached through [`fetch`] alone; every bound is in [`limits`] or beside what it bounds.
 
+pub mod annotations;
+pub mod error;
+pub mod fetch;
+pub mod limits;
+pub mod promql;
 pub mod syntax;

@@ -1,0 +1,228 @@
+//! The one door to storage: what the languages ask of it, in their own shapes.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch},
+    datatypes::{Float64Type, Int32Type, Int64Type},
+};
+use storage::{
+    ScanError, ScanRequest, Selector, SeriesInfo, Store,
+    model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, batch::HistogramRow},
+};
+
+use crate::{error::QueryError, promql::histogram::Histogram};
+
+/// All points of one series in a range, ascending, one per time.
+#[derive(Clone, Debug, Default)]
+pub struct SeriesData {
+    /// With `__name__`.
+    pub labels: Arc<Labels>,
+    /// Milliseconds, ascending, as long as `values`.
+    pub ts: Vec<i64>,
+    /// Stale markers included.
+    pub values: Vec<f64>,
+    /// Start times (ms, 0 = unknown) beside `ts`; empty when no sample has one.
+    pub starts: Vec<i64>,
+    pub histograms: Vec<(i64, Arc<Histogram>)>,
+}
+
+/// A budget of samples that all selectors of a query share.
+#[derive(Debug)]
+pub struct SampleBudget {
+    left: usize,
+}
+
+impl SampleBudget {
+    pub fn new(samples: usize) -> Self {
+        SampleBudget { left: samples }
+    }
+
+    pub fn take(&mut self, samples: usize) -> Result<(), QueryError> {
+        self.left = self.left.checked_sub(samples).ok_or_else(|| {
+            QueryError::Execution(
+                "query processing would load too many samples into memory in query execution".to_owned(),
+            )
+        })?;
+        Ok(())
+    }
+}
+
+/// Series alive in the range, off the async threads. Sorted by labels.
+pub async fn series(
+    store: &Store,
+    tenant: &TenantId,
+    matchers: &[Matcher],
+    range: TimeRange,
+) -> Result<Vec<SeriesInfo>, QueryError> {
+    let (store, tenant, matchers) = (store.clone(), tenant.clone(), matchers.to_vec());
+    tokio::task::spawn_blocking(move || store.series(&tenant, &matchers, range))
+        .await
+        .map_err(|e| QueryError::Internal(e.to_string()))?
+        .map_err(QueryError::from)
+}
+
+/// The half-open range of the closed interval `[from, to]` of milliseconds.
+pub fn range_of_millis(from: i64, to: i64) -> Option<TimeRange> {
+    TimeRange::new(Timestamp::from_millis(from), Timestamp::from_millis(to.saturating_add(1)))
+}
+
+/// Points of all matching series with `from_ms <= ts <= to_ms`.
+///
+/// Errors when more than `series_max` series match or the budget is used up.
+pub async fn samples(
+    store: &Store,
+    tenant: &TenantId,
+    matchers: &[Matcher],
+    (from_ms, to_ms): (i64, i64),
+    series_max: usize,
+    budget: &mut SampleBudget,
+) -> Result<Vec<Arc<SeriesData>>, QueryError> {
+    let Some(range) = range_of_millis(from_ms, to_ms) else { return Ok(Vec::new()) };
+    let infos = series(store, tenant, matchers, range).await?;
+    if infos.len() > series_max {
+        return Err(QueryError::Execution(format!(
+            "query selects {} series, more than the limit of {series_max} series per query; add matchers",
+            infos.len()
+        )));
+    }
+    if infos.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Arc<[i64]> = infos.iter().map(|s| s.id).collect();
+    let request = |table, columns: &[&str]| {
+        ScanRequest::new(tenant.clone(), table, range).selector(Selector::Ids(ids.clone())).columns(columns)
+    };
+    let mut batches = Vec::new();
+    let mut stream = store.scan(request(Table::MetricSamples, &["series_id", "ts_ms", "start_ms", "value"])).await?;
+    while let Some(batch) = stream.next().await {
+        let batch = batch?;
+        budget.take(batch.num_rows())?;
+        batches.push(batch);
+    }
+    let mut histograms = Vec::new();
+    let mut stream = store
+        .scan(ScanRequest::new(tenant.clone(), Table::MetricHistograms, range).selector(Selector::Ids(ids.clone())))
+        .await?;
+    while let Some(batch) = stream.next().await {
+        let batch = batch?;
+        budget.take(batch.num_rows().saturating_mul(10))?;
+        histograms.push(batch);
+    }
+    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms))
+        .await
+        .map_err(|e| QueryError::Internal(e.to_string()))?
+}
+
+pub(crate) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, QueryError> {
+    batch
+        .column_by_name(name)
+        .ok_or_else(|| QueryError::Storage(ScanError::Internal(format!("scan gave no column {name}"))))
+}
+
+fn gather(
+    infos: Vec<SeriesInfo>,
+    batches: &[RecordBatch],
+    histograms: &[RecordBatch],
+) -> Result<Vec<Arc<SeriesData>>, QueryError> {
+    let index: HashMap<i64, usize> = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
+    let mut out: Vec<SeriesData> =
+        infos.into_iter().map(|s| SeriesData { labels: s.labels, ..SeriesData::default() }).collect();
+    for batch in batches {
+        let ids = column(batch, "series_id")?.as_primitive::<Int64Type>().values();
+        let ts = column(batch, "ts_ms")?.as_primitive::<Int64Type>().values();
+        let values = column(batch, "value")?.as_primitive::<Float64Type>().values();
+        let starts = column(batch, "start_ms")?.as_primitive::<Int64Type>();
+        // Rows come in runs of one series.
+        let mut at = 0;
+        while at < ids.len() {
+            let id = ids[at];
+            let end = at + ids[at..].iter().take_while(|i| **i == id).count();
+            if let Some(series) = index.get(&id).map(|i| &mut out[*i]) {
+                if starts.null_count() < starts.len() {
+                    series.starts.resize(series.ts.len(), 0);
+                    series.starts.extend(starts.iter().skip(at).take(end - at).map(|s| s.unwrap_or(0)));
+                } else if !series.starts.is_empty() {
+                    series.starts.resize(series.ts.len() + end - at, 0);
+                }
+                series.ts.extend_from_slice(&ts[at..end]);
+                series.values.extend_from_slice(&values[at..end]);
+            }
+            at = end;
+        }
+    }
+    for batch in histograms {
+        gather_histograms(batch, &index, &mut out)?;
+    }
+    for series in &mut out {
+        if series.starts.iter().all(|s| *s == 0) {
+            series.starts.clear();
+        }
+        sort_points(series);
+    }
+    out.retain(|s| !s.ts.is_empty() || !s.histograms.is_empty());
+    Ok(out.into_iter().map(Arc::new).collect())
+}
+
+fn gather_histograms(
+    batch: &RecordBatch,
+    index: &HashMap<i64, usize>,
+    out: &mut [SeriesData],
+) -> Result<(), QueryError> {
+    let ints = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Int64Type>());
+    let small = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Int32Type>());
+    let floats = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Float64Type>());
+    let list = |name: &str, row: usize| -> Result<Option<Vec<f64>>, QueryError> {
+        let lists = column(batch, name)?.as_list::<i32>();
+        Ok(lists.is_valid(row).then(|| lists.value(row).as_primitive::<Float64Type>().values().to_vec()))
+    };
+    for row in 0..batch.num_rows() {
+        let Some(series) = index.get(&ints("series_id")?.value(row)) else { continue };
+        let histogram = HistogramRow {
+            schema: small("schema")?.value(row),
+            zero_threshold: floats("zero_threshold")?.value(row),
+            zero_count: floats("zero_count")?.value(row),
+            count: floats("count")?.value(row),
+            sum: floats("sum")?.value(row),
+            min: None,
+            max: None,
+            positive_offset: small("positive_offset")?.value(row),
+            positive_counts: list("positive_counts", row)?.unwrap_or_default(),
+            negative_offset: small("negative_offset")?.value(row),
+            negative_counts: list("negative_counts", row)?.unwrap_or_default(),
+            custom_bounds: list("custom_bounds", row)?,
+            reset_hint: small("reset_hint")?.value(row),
+            is_float: true,
+        };
+        out[*series].histograms.push((ints("ts_ms")?.value(row), Arc::new(Histogram::from(histogram))));
+    }
+    Ok(())
+}
+
+/// Ascending times; of equal ones the last in commit order stays.
+fn sort_points(series: &mut SeriesData) {
+    if !series.ts.windows(2).all(|w| w[0] < w[1]) {
+        let mut order: Vec<usize> = (0..series.ts.len()).collect();
+        order.sort_by_key(|i| series.ts[*i]);
+        let mut kept: Vec<usize> = Vec::with_capacity(order.len());
+        for i in order {
+            match kept.last_mut() {
+                Some(last) if series.ts[*last] == series.ts[i] => *last = i,
+                _ => kept.push(i),
+            }
+        }
+        series.values = kept.iter().map(|i| series.values[*i]).collect();
+        if !series.starts.is_empty() {
+            series.starts = kept.iter().map(|i| series.starts[*i]).collect();
+        }
+        series.ts = kept.iter().map(|i| series.ts[*i]).collect();
+    }
+    series.histograms.sort_by_key(|(t, _)| *t);
+    series.histograms.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        if same {
+            kept.1 = next.1.clone();
+        }
+        same
+    });
+}

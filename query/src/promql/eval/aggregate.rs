@@ -1,0 +1,360 @@
+//! Aggregation operators. Groups exist at the steps where one of their series has a point.
+
+use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+
+use storage::model::Labels;
+
+use super::{Evaluator, Series, Steps, fail, metric_name, native, over_time, without_empty};
+use crate::{
+    error::QueryError,
+    promql::{
+        ast::{Aggregate, AggregateOp},
+        histogram::Histogram,
+        value::{Kahan, Mean, Point, format_general, format_plain},
+    },
+    syntax::Span,
+};
+
+/// Largest k of topk, bottomk and limitk: what fits an i64 as a double.
+const K_BOUND: f64 = 9.223_372_036_854_775_8e18;
+
+impl Evaluator<'_> {
+    pub(super) fn aggregate(&self, a: &Aggregate, steps: &Steps) -> Result<Vec<Series>, QueryError> {
+        let parameter = match &a.parameter {
+            Some(p) if a.op.parameter() == Some(crate::promql::ast::ValueType::Scalar) => self.scalar(p, steps)?,
+            _ => Vec::new(),
+        };
+        let at = a.parameter.as_ref().map_or(a.operand.span, |p| p.span);
+        let series = self.vector(&a.operand, steps)?;
+        match a.op {
+            AggregateOp::CountValues => {
+                let label = self.string(a.parameter.as_ref().expect("checked"))?;
+                return self.count_values(a, &label, series, steps);
+            }
+            AggregateOp::Topk | AggregateOp::Bottomk | AggregateOp::Limitk | AggregateOp::LimitRatio => {
+                return self.choose(a, &parameter, at, series, steps);
+            }
+            AggregateOp::Quantile => {
+                for q in &parameter {
+                    self.check_quantile(*q, at);
+                }
+            }
+            _ => {}
+        }
+        let groups = group(a, &series);
+        self.charge(groups.labels.len().saturating_mul(steps.count))?;
+        let mut out = Vec::with_capacity(groups.labels.len());
+        for (labels, members) in groups.labels.into_iter().zip(&groups.members) {
+            self.alive()?;
+            let points = match a.op {
+                AggregateOp::Sum | AggregateOp::Avg => self.sums(a, members, &series, steps),
+                AggregateOp::Quantile => self
+                    .per_step(a, members, &series, steps, |i, values| over_time::quantile_of(parameter[i], values)),
+                AggregateOp::Count => counts(members, &series, steps, false),
+                AggregateOp::Group => counts(members, &series, steps, true),
+                AggregateOp::Min => self.extremes(a, members, &series, steps, |best, v| v < best),
+                AggregateOp::Max => self.extremes(a, members, &series, steps, |best, v| v > best),
+                AggregateOp::Stddev => self.per_step(a, members, &series, steps, |_, v| variance(v).sqrt()),
+                AggregateOp::Stdvar => self.per_step(a, members, &series, steps, |_, v| variance(v)),
+                _ => return Err(QueryError::Internal("aggregation is handled above".into())),
+            };
+            out.push(Series { labels, points });
+        }
+        Ok(without_empty(out))
+    }
+
+    fn ignored(&self, a: &Aggregate) {
+        self.info(a.operand.span, &format!("ignored histogram in {} aggregation", a.op.name()));
+    }
+
+    fn sums(&self, a: &Aggregate, members: &[usize], series: &[Series], steps: &Steps) -> Vec<Point> {
+        let average = a.op == AggregateOp::Avg;
+        let mut floats = vec![0u32; steps.count];
+        let mut sums = vec![Kahan::default(); if average { 0 } else { steps.count }];
+        let mut means = vec![Mean::default(); if average { steps.count } else { 0 }];
+        let mut histograms: HashMap<usize, Vec<(&Series, &Histogram)>> = HashMap::new();
+        for m in members {
+            for (i, p) in series[*m].points.iter().enumerate() {
+                match p {
+                    Point::None => {}
+                    Point::Float(v) => {
+                        floats[i] += 1;
+                        if average { means[i].add(*v) } else { sums[i].add(*v) }
+                    }
+                    Point::Histogram(h) => histograms.entry(i).or_default().push((&series[*m], h)),
+                }
+            }
+        }
+        (0..steps.count)
+            .map(|i| match (floats[i], histograms.get(&i)) {
+                (0, None) => Point::None,
+                (_, None) => Point::Float(if average { means[i].value() } else { sums[i].total() }),
+                (0, Some(all)) => self.histogram_sum(all, average, a.operand.span),
+                (_, Some(_)) => {
+                    self.warn(a.operand.span, "encountered a mix of histograms and floats for aggregation");
+                    Point::None
+                }
+            })
+            .collect()
+    }
+
+    fn histogram_sum(&self, all: &[(&Series, &Histogram)], average: bool, span: Span) -> Point {
+        let histograms: Vec<&Histogram> = all.iter().map(|(_, h)| *h).collect();
+        let sum = native::sum(&histograms, |note| match note {
+            native::SumNote::Mixed => {
+                let name = metric_name(&all[0].0.labels);
+                self.warn(span, &format!("vector contains a mix of histograms with exponential and custom buckets schemas for metric name {name:?}"));
+            }
+            native::SumNote::Reconciled => {
+                self.info(span, "mismatched custom buckets were reconciled during aggregation");
+            }
+            native::SumNote::Collision => {
+                self.warn(span, "conflicting counter resets during histogram aggregation");
+            }
+        });
+        match sum {
+            None => Point::None,
+            Some(h) if average => native::point(h.div(all.len() as f64)),
+            Some(h) => native::point(h),
+        }
+    }
+
+    fn extremes(
+        &self,
+        a: &Aggregate,
+        members: &[usize],
+        series: &[Series],
+        steps: &Steps,
+        better: fn(f64, f64) -> bool,
+    ) -> Vec<Point> {
+        let mut out = vec![Point::None; steps.count];
+        for m in members {
+            for (best, p) in out.iter_mut().zip(&series[*m].points) {
+                match p {
+                    Point::None => {}
+                    Point::Histogram(_) => self.ignored(a),
+                    Point::Float(v) => {
+                        let keep = best.float().is_some_and(|b| !b.is_nan() && !better(b, *v));
+                        if !keep {
+                            *best = Point::Float(*v);
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// For aggregations that need all floats of a step at once.
+    fn per_step(
+        &self,
+        a: &Aggregate,
+        members: &[usize],
+        series: &[Series],
+        steps: &Steps,
+        f: impl Fn(usize, &mut [f64]) -> f64,
+    ) -> Vec<Point> {
+        let mut values = Vec::with_capacity(members.len());
+        (0..steps.count)
+            .map(|i| {
+                values.clear();
+                for m in members {
+                    match &series[*m].points[i] {
+                        Point::Float(v) => values.push(*v),
+                        Point::Histogram(_) => self.ignored(a),
+                        Point::None => {}
+                    }
+                }
+                if values.is_empty() { Point::None } else { Point::Float(f(i, &mut values)) }
+            })
+            .collect()
+    }
+
+    fn count_values(
+        &self,
+        a: &Aggregate,
+        label: &str,
+        series: Vec<Series>,
+        steps: &Steps,
+    ) -> Result<Vec<Series>, QueryError> {
+        if label.is_empty() {
+            return fail(format!("invalid label name {label:?}"));
+        }
+        let mut index: HashMap<Labels, usize> = HashMap::new();
+        let mut out: Vec<Series> = Vec::new();
+        let by: Vec<String> = a.grouping.iter().cloned().chain((!a.without).then(|| label.to_owned())).collect();
+        for s in &series {
+            for (i, p) in s.points.iter().enumerate() {
+                let text = match p {
+                    Point::None => continue,
+                    Point::Float(v) => format_plain(*v),
+                    Point::Histogram(h) => h.to_text(),
+                };
+                let mut labels = Labels::clone(&s.labels);
+                labels.set(label, text);
+                let key = grouped(&labels, a.without, &by);
+                let slot = match index.get(&key) {
+                    Some(slot) => *slot,
+                    None => {
+                        self.charge(steps.count)?;
+                        let series = Series { labels: Arc::new(key.clone()), points: vec![Point::None; steps.count] };
+                        out.push(series);
+                        index.insert(key, out.len() - 1);
+                        out.len() - 1
+                    }
+                };
+                let point = &mut out[slot].points[i];
+                *point = Point::Float(point.float().unwrap_or(0.0) + 1.0);
+            }
+        }
+        Ok(out)
+    }
+
+    /// topk, bottomk, limitk, limit_ratio: which of the elements stay.
+    fn choose(
+        &self,
+        a: &Aggregate,
+        parameter: &[f64],
+        at: Span,
+        series: Vec<Series>,
+        steps: &Steps,
+    ) -> Result<Vec<Series>, QueryError> {
+        for p in parameter {
+            let ratio = a.op == AggregateOp::LimitRatio;
+            if p.is_nan() {
+                return fail(if ratio { "Ratio value is NaN" } else { "Parameter value is NaN" });
+            }
+            if !ratio && !(-K_BOUND..K_BOUND).contains(p) {
+                return fail(format!("Scalar value {} overflows int64", format_general(*p)));
+            }
+            if ratio && p.abs() > 1.0 {
+                let cap = p.signum();
+                let (shown, cap) = (format_general(*p), format_general(cap));
+                self.warn(at, &format!("ratio value should be between -1 and 1, got {shown}, capping to {cap}"));
+            }
+        }
+        let groups = group(a, &series);
+        let mut keep: Vec<Vec<bool>> = series.iter().map(|_| vec![false; steps.count]).collect();
+        // Series in the order of the answer: by group, and for one step by rank.
+        let mut order: Vec<usize> = Vec::with_capacity(series.len());
+        for members in &groups.members {
+            let mut ranked = members.clone();
+            for i in 0..steps.count {
+                let chosen = self.chosen(a, parameter[i], members, &series, i);
+                chosen.iter().for_each(|m| keep[*m][i] = true);
+                if steps.count == 1 {
+                    ranked = chosen;
+                }
+            }
+            order.extend(ranked);
+        }
+        let mut slots: Vec<Option<Series>> = series.into_iter().map(Some).collect();
+        let mut out = Vec::with_capacity(order.len());
+        for m in order {
+            let mut s = slots[m].take().ok_or_else(|| QueryError::Internal("a series is in one group".into()))?;
+            for (p, keep) in s.points.iter_mut().zip(&keep[m]) {
+                if !keep {
+                    *p = Point::None;
+                }
+            }
+            out.push(s);
+        }
+        Ok(without_empty(out))
+    }
+
+    fn chosen(&self, a: &Aggregate, parameter: f64, members: &[usize], series: &[Series], i: usize) -> Vec<usize> {
+        let present = members.iter().copied().filter(|m| series[*m].points[i].is_some());
+        if a.op == AggregateOp::LimitRatio {
+            let r = parameter.clamp(-1.0, 1.0);
+            return present
+                .filter(|m| {
+                    let share = series[*m].labels.id() as u64 as f64 / u64::MAX as f64;
+                    if r >= 0.0 { share < r } else { share >= 1.0 + r }
+                })
+                .collect();
+        }
+        let k = parameter.max(0.0) as usize;
+        if a.op == AggregateOp::Limitk {
+            return present.take(k).collect();
+        }
+        let descending = a.op == AggregateOp::Topk;
+        let mut ranked: Vec<(f64, usize)> = Vec::new();
+        for m in present {
+            match &series[m].points[i] {
+                Point::Float(v) => ranked.push((*v, m)),
+                _ => self.ignored(a),
+            }
+        }
+        if k == 0 {
+            return Vec::new();
+        }
+        ranked.sort_by(|a, b| match (a.0.is_nan(), b.0.is_nan()) {
+            (false, false) => {
+                let order = a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal);
+                if descending { order.reverse() } else { order }
+            }
+            (a, b) => a.cmp(&b),
+        });
+        ranked.truncate(k);
+        ranked.into_iter().map(|(_, m)| m).collect()
+    }
+}
+
+fn counts(members: &[usize], series: &[Series], steps: &Steps, one: bool) -> Vec<Point> {
+    let mut counts = vec![0u32; steps.count];
+    for m in members {
+        counts.iter_mut().zip(&series[*m].points).for_each(|(c, p)| *c += u32::from(p.is_some()));
+    }
+    let value = |c: u32| if one { 1.0 } else { f64::from(c) };
+    counts.into_iter().map(|c| if c == 0 { Point::None } else { Point::Float(value(c)) }).collect()
+}
+
+/// Population variance (Welford).
+fn variance(values: &[f64]) -> f64 {
+    let (mut mean, mut squares) = (0.0, 0.0);
+    for (n, v) in values.iter().enumerate() {
+        let delta = v - mean;
+        mean += delta / (n + 1) as f64;
+        squares += delta * (v - mean);
+    }
+    squares / values.len() as f64
+}
+
+struct Groups {
+    labels: Vec<Arc<Labels>>,
+    /// Indexes of series, in their order.
+    members: Vec<Vec<usize>>,
+}
+
+fn group(a: &Aggregate, series: &[Series]) -> Groups {
+    let mut out = Groups { labels: Vec::new(), members: Vec::new() };
+    if !a.without && a.grouping.is_empty() {
+        if !series.is_empty() {
+            out.labels.push(Arc::new(Labels::default()));
+            out.members.push((0..series.len()).collect());
+        }
+        return out;
+    }
+    let mut index: HashMap<Arc<Labels>, usize> = HashMap::new();
+    for (i, s) in series.iter().enumerate() {
+        let key = Arc::new(grouped(&s.labels, a.without, &a.grouping));
+        match index.get(&key) {
+            Some(slot) => out.members[*slot].push(i),
+            None => {
+                index.insert(key.clone(), out.labels.len());
+                out.labels.push(key);
+                out.members.push(vec![i]);
+            }
+        }
+    }
+    out
+}
+
+fn grouped(labels: &Labels, without: bool, names: &[String]) -> Labels {
+    let named = |n: &str| names.iter().any(|l| l == n);
+    if without {
+        labels.iter().filter(|(n, _)| *n != "__name__" && !named(n)).collect()
+    } else {
+        labels.iter().filter(|(n, _)| named(n)).collect()
+    }
+}

@@ -1,0 +1,222 @@
+//! Range modifiers `anchored` and `smoothed`: what a range function sees at the edges of its window.
+//!
+//! `anchored` takes the sample at or before the window's start as its first one. `smoothed` interpolates between the
+//! samples around either edge.
+
+use super::{
+    Evaluator, Series, Steps, metric_name, over_time,
+    range::{Notes, Window},
+    rate, refuse_same_labels,
+    selector::Ranges,
+};
+use crate::{
+    error::QueryError,
+    fetch::SeriesData,
+    promql::{ast::Edges, histogram::Histogram, is_stale, value::Point},
+    syntax::Span,
+};
+
+/// The value at `t` on the line between two samples; a counter that was reset rises from zero.
+fn between(a: (i64, f64), b: (i64, f64), t: i64, counter: bool) -> f64 {
+    let from = if counter && b.1 < a.1 { 0.0 } else { a.1 };
+    from + (b.1 - from) * (t - a.0) as f64 / (b.0 - a.0) as f64
+}
+
+/// A smoothed instant selector: between the samples around `time`, or the newest if none follows.
+pub(super) fn smoothed_at(data: &SeriesData, time: i64, lookback: i64) -> Point {
+    let next = data.ts.partition_point(|t| *t < time);
+    let usable = |i: usize| !is_stale(data.values[i]);
+    let after = data.ts.get(next).filter(|t| **t <= time + lookback).map(|t| (*t, data.values[next]));
+    if let Some((t, v)) = after
+        && t == time
+    {
+        return if usable(next) { Point::Float(v) } else { Point::None };
+    }
+    let before = next
+        .checked_sub(1)
+        .filter(|i| data.ts[*i] > time - lookback && usable(*i))
+        .map(|i| (data.ts[i], data.values[i]));
+    match (before, after.filter(|_| usable(next))) {
+        (Some(a), Some(b)) => Point::Float(between(a, b, time, false)),
+        (Some(a), None) => Point::Float(a.1),
+        _ => Point::None,
+    }
+}
+
+/// `rate`, `increase`, `delta`, `changes` and `resets` over a range with an edge modifier.
+pub(super) fn call(
+    eval: &Evaluator<'_>,
+    name: &str,
+    ranges: &Ranges,
+    span: Span,
+    steps: &Steps,
+) -> Result<Vec<Series>, QueryError> {
+    let smoothed = ranges.edges == Edges::Smoothed;
+    let mut out = Vec::new();
+    for data in &ranges.series {
+        eval.alive()?;
+        let notes = Notes { eval, metric: metric_name(&data.labels), span };
+        let mut points = vec![Point::None; steps.count];
+        for (i, &(start, end)) in ranges.windows.iter().enumerate() {
+            let until = if smoothed { end + eval.lookback_ms } else { end };
+            let slice = |times: &dyn Fn(usize) -> i64, len: usize| -> (usize, usize) {
+                let from = (0..len).position(|n| times(n) > start - eval.lookback_ms).unwrap_or(len);
+                let to = (0..len).rposition(|n| times(n) <= until).map_or(from, |n| n + 1);
+                (from, to.max(from))
+            };
+            let (lo, hi) = slice(&|n| data.ts[n], data.ts.len());
+            let (hist_lo, hist_hi) = slice(&|n| data.histograms[n].0, data.histograms.len());
+            let window = Window {
+                ts: &data.ts[lo..hi],
+                values: &data.values[lo..hi],
+                starts: &[],
+                histograms: &data.histograms[hist_lo..hist_hi],
+                start,
+                end,
+                at: steps.time(i),
+            };
+            points[i] = one(name, &window, &notes, smoothed);
+        }
+        if matches!(name, "rate" | "increase") && points.iter().any(|p| p.float().is_some()) {
+            eval.hint_not_counter(&data.labels, span);
+        }
+        if points.iter().any(Point::is_some) {
+            out.push(Series { labels: eval.without_name(&data.labels), points });
+        }
+    }
+    refuse_same_labels(&out)?;
+    Ok(out)
+}
+
+/// Index of the last element at or before `start`, else 0.
+fn anchor(len: usize, time: impl Fn(usize) -> i64, start: i64) -> usize {
+    (0..len).take_while(|i| time(*i) <= start).count().saturating_sub(1)
+}
+
+fn one(name: &str, w: &Window<'_>, notes: &Notes<'_>, smoothed: bool) -> Point {
+    if matches!(name, "changes" | "resets") {
+        let first = anchor(w.ts.len(), |i| w.ts[i], w.start);
+        let first_histogram = anchor(w.histograms.len(), |i| w.histograms[i].0, w.start);
+        let newest = w.ts.last().copied().max(w.histograms.last().map(|h| h.0));
+        if newest.is_none_or(|t| t <= w.start) {
+            return Point::None;
+        }
+        let w = Window {
+            ts: &w.ts[first..],
+            values: &w.values[first..],
+            histograms: &w.histograms[first_histogram..],
+            ..*w
+        };
+        return if name == "changes" { over_time::changes(&w) } else { over_time::resets(&w) };
+    }
+    let kind = match name {
+        "rate" => rate::Kind::Rate,
+        "increase" => rate::Kind::Increase,
+        _ => rate::Kind::Delta,
+    };
+    let in_window = |t: i64| t > w.start && t <= w.end;
+    if w.ts.iter().any(|t| in_window(*t)) && w.histograms.iter().any(|h| in_window(h.0)) {
+        notes.mixed();
+        return Point::None;
+    }
+    if !w.histograms.is_empty() && w.ts.is_empty() {
+        return histograms(w, notes, kind, smoothed);
+    }
+    floats(w, kind, smoothed)
+        .map_or(Point::None, |v| Point::Float(if kind == rate::Kind::Rate { v / w.seconds() } else { v }))
+}
+
+fn floats(w: &Window<'_>, kind: rate::Kind, smoothed: bool) -> Option<f64> {
+    let counter = kind.is_counter();
+    let sample = |i: usize| (w.ts[i], w.values[i]);
+    let mut last = w.ts.len().checked_sub(1)?;
+    if w.ts[last] <= w.start {
+        return None;
+    }
+    let mut first = anchor(w.ts.len() - 1, |i| w.ts[i], w.start);
+    if smoothed {
+        last = w.ts[..last].partition_point(|t| *t < w.end);
+    }
+    if w.ts[last] <= w.start {
+        return None;
+    }
+    let left = if smoothed && w.ts[first] < w.start {
+        between(sample(first), sample(first + 1), w.start, counter)
+    } else {
+        w.values[first]
+    };
+    let right = if smoothed && last > 0 && w.ts[last] > w.end {
+        between(sample(last - 1), sample(last), w.end, counter)
+    } else {
+        w.values[last]
+    };
+    let mut result = right - left;
+    if counter {
+        if w.ts[first] <= w.start {
+            first += 1;
+        }
+        let end = if w.ts[last] >= w.end { last } else { last + 1 };
+        let mut previous = left;
+        for v in w.values.get(first..end).unwrap_or(&[]).iter().chain(std::iter::once(&right)) {
+            if *v < previous {
+                result += previous;
+            }
+            previous = *v;
+        }
+    }
+    Some(result)
+}
+
+fn histograms(w: &Window<'_>, notes: &Notes<'_>, kind: rate::Kind, smoothed: bool) -> Point {
+    let all = w.histograms;
+    let Some(mut last) = all.len().checked_sub(1) else { return Point::None };
+    if all[last].0 <= w.start {
+        return Point::None;
+    }
+    let first = anchor(all.len() - 1, |i| all[i].0, w.start);
+    if smoothed {
+        last = all[..last].partition_point(|h| h.0 < w.end);
+    }
+    if all[last].0 <= w.start {
+        return Point::None;
+    }
+    let line = |a: usize, b: usize, t: i64| -> Option<Histogram> {
+        let share = (t - all[a].0) as f64 / (all[b].0 - all[a].0) as f64;
+        let (from, to) = (&all[a].1, &all[b].1);
+        if kind.is_counter() && to.is_reset_since(from) {
+            return Some(Histogram::clone(to).mul(share));
+        }
+        let mut difference = Histogram::clone(to);
+        difference.sub(from).ok()?;
+        let mut out = Histogram::clone(from);
+        out.add(&difference.mul(share)).ok()?;
+        out.hint = to.hint;
+        Some(out)
+    };
+    let mut points: Vec<Histogram> = all[first..=last].iter().map(|h| Histogram::clone(&h.1)).collect();
+    let mixed = || notes.warn("vector contains a mix of histograms with exponential and custom buckets schemas");
+    if smoothed && all[last].0 > w.end && last > 0 {
+        let Some(h) = line(last - 1, last, w.end) else {
+            mixed();
+            return Point::None;
+        };
+        let n = points.len() - 1;
+        points[n] = h;
+    }
+    if smoothed && all[first].0 < w.start {
+        let Some(h) = line(first, first + 1, w.start) else {
+            mixed();
+            return Point::None;
+        };
+        points[0] = h;
+    }
+    let seconds = if kind == rate::Kind::Rate { w.seconds() } else { 1.0 };
+    if points.len() == 1 {
+        points.push(points[0].clone());
+    }
+    let refs: Vec<&Histogram> = points.iter().collect();
+    match rate::histogram_increase(&refs, notes, kind.is_counter()) {
+        Some(h) => super::native::point(h.div(seconds)),
+        None => Point::None,
+    }
+}

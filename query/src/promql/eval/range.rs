@@ -1,0 +1,256 @@
+//! Functions over range vectors: the sliding window, and which function is called on it.
+
+use std::sync::Arc;
+
+use super::{
+    Evaluator, Series, Steps, Values, edges, metric_name, over_time, rate, refuse_same_labels, selector::Ranges,
+};
+use crate::{
+    error::QueryError,
+    promql::{
+        ast::{Edges, Expr, ExprKind},
+        histogram::Histogram,
+        value::Point,
+    },
+    syntax::Span,
+};
+
+/// What a function sees of one series at one step.
+pub(super) struct Window<'a> {
+    pub ts: &'a [i64],
+    pub values: &'a [f64],
+    /// Start times beside `ts`, or empty.
+    pub starts: &'a [i64],
+    pub histograms: &'a [(i64, Arc<Histogram>)],
+    /// Exclusive, ms.
+    pub start: i64,
+    /// Inclusive, ms.
+    pub end: i64,
+    /// The evaluation time, ms.
+    pub at: i64,
+}
+
+impl Window<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.ts.is_empty() && self.histograms.is_empty()
+    }
+
+    pub fn seconds(&self) -> f64 {
+        (self.end - self.start) as f64 / 1000.0
+    }
+}
+
+/// Where notices about a window go.
+pub(super) struct Notes<'a> {
+    pub eval: &'a Evaluator<'a>,
+    pub metric: &'a str,
+    /// Of the range argument.
+    pub span: Span,
+}
+
+impl Notes<'_> {
+    pub fn warn(&self, message: &str) {
+        self.eval.warn(self.span, &format!("{message} for metric name {:?}", self.metric));
+    }
+
+    pub fn mixed(&self) {
+        self.warn("encountered a mix of histograms and floats");
+    }
+
+    pub fn ignored_histograms(&self) {
+        self.eval.info(
+            self.span,
+            &format!(
+                "ignored histograms in a range containing both floats and histograms for metric name {:?}",
+                self.metric
+            ),
+        );
+    }
+}
+
+/// Functions of one range vector and nothing else.
+fn plain(name: &str) -> Option<fn(&Window<'_>, &Notes<'_>) -> Point> {
+    Some(match name {
+        "rate" => |w, n| rate::extrapolated(w, n, rate::Kind::Rate),
+        "increase" => |w, n| rate::extrapolated(w, n, rate::Kind::Increase),
+        "delta" => |w, n| rate::extrapolated(w, n, rate::Kind::Delta),
+        "irate" => |w, n| rate::instant(w, n, true),
+        "idelta" => |w, n| rate::instant(w, n, false),
+        "changes" => |w, _| over_time::changes(w),
+        "resets" => |w, _| over_time::resets(w),
+        "deriv" => over_time::deriv,
+        "avg_over_time" => over_time::avg,
+        "sum_over_time" => over_time::sum,
+        "count_over_time" => |w, _| over_time::count(w),
+        "present_over_time" => |w, _| Point::Float(f64::from(u8::from(!w.is_empty()))),
+        "last_over_time" => |w, _| over_time::last(w),
+        "first_over_time" => |w, _| over_time::first(w),
+        "min_over_time" => |w, n| over_time::extreme(w, n, |a, b| b < a),
+        "max_over_time" => |w, n| over_time::extreme(w, n, |a, b| b > a),
+        "ts_of_min_over_time" => |w, n| over_time::time_of_extreme(w, n, |a, b| b <= a),
+        "ts_of_max_over_time" => |w, n| over_time::time_of_extreme(w, n, |a, b| b >= a),
+        "ts_of_first_over_time" => |w, _| over_time::time_of_first(w),
+        "ts_of_last_over_time" => |w, _| over_time::time_of_last(w),
+        "stdvar_over_time" => |w, n| over_time::variance(w, n, false),
+        "stddev_over_time" => |w, n| over_time::variance(w, n, true),
+        "mad_over_time" => over_time::mad,
+        _ => return None,
+    })
+}
+
+impl<'a> Evaluator<'a> {
+    /// `None` when the function takes no range vector.
+    pub(super) fn range_call(
+        &self,
+        name: &str,
+        args: &[Expr],
+        steps: &Steps,
+    ) -> Result<Option<Vec<Series>>, QueryError> {
+        if let Some(f) = plain(name) {
+            let ranges = self.ranges(&args[0], steps)?;
+            if ranges.edges != Edges::Plain {
+                return edges::call(self, name, &ranges, args[0].span, steps).map(Some);
+            }
+            let keep_name = matches!(name, "last_over_time" | "first_over_time");
+            let counter = matches!(name, "rate" | "increase");
+            return self
+                .over_windows(&ranges, args[0].span, steps, keep_name, counter, |w, n, _| Ok(f(w, n)))
+                .map(Some);
+        }
+        Ok(Some(match name {
+            "quantile_over_time" => {
+                let q = self.scalar(&args[0], steps)?;
+                for q in &q {
+                    self.check_quantile(*q, args[0].span);
+                }
+                let ranges = self.ranges(&args[1], steps)?;
+                self.over_windows(&ranges, args[1].span, steps, false, false, |w, n, i| {
+                    Ok(over_time::quantile(w, n, q[i]))
+                })?
+            }
+            "predict_linear" => {
+                let ahead = self.scalar(&args[1], steps)?;
+                let ranges = self.ranges(&args[0], steps)?;
+                self.over_windows(&ranges, args[0].span, steps, false, false, |w, n, i| {
+                    Ok(over_time::predict(w, n, ahead[i]))
+                })?
+            }
+            "double_exponential_smoothing" | "holt_winters" => {
+                let smoothing = self.scalar(&args[1], steps)?;
+                let trend = self.scalar(&args[2], steps)?;
+                let ranges = self.ranges(&args[0], steps)?;
+                self.over_windows(&ranges, args[0].span, steps, false, false, |w, n, i| {
+                    over_time::smoothing(w, n, smoothing[i], trend[i])
+                })?
+            }
+            "absent_over_time" => {
+                let ranges = self.ranges(&args[0], steps)?;
+                let present =
+                    self.over_windows(&ranges, args[0].span, steps, true, false, |w, _, _| Ok(over_time::count(w)));
+                let points = match present {
+                    Ok(series) => super::call::absent_points(&series, steps),
+                    Err(e) => return Err(e),
+                };
+                super::call::absent_series(&args[0], points)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    pub(super) fn ranges(&self, expr: &Expr, steps: &Steps) -> Result<Ranges, QueryError> {
+        match self.eval(expr, steps)? {
+            Values::Ranges(r) => Ok(r),
+            _ => Err(QueryError::Internal("expected a range vector".into())),
+        }
+    }
+
+    /// Calls `f` on every non-empty window. `counter`: a name that does not look like a counter's is told.
+    pub(super) fn over_windows(
+        &self,
+        ranges: &Ranges,
+        span: Span,
+        steps: &Steps,
+        keep_name: bool,
+        counter: bool,
+        f: impl Fn(&Window<'_>, &Notes<'_>, usize) -> Result<Point, QueryError>,
+    ) -> Result<Vec<Series>, QueryError> {
+        let mut out = Vec::with_capacity(ranges.series.len());
+        for (n, data) in ranges.series.iter().enumerate() {
+            if n % 64 == 0 {
+                self.alive()?;
+            }
+            let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
+            let mut points = vec![Point::None; steps.count];
+            let (mut lo, mut hi, mut hist_lo, mut hist_hi) = (0, 0, 0, 0);
+            let mut seen_float = false;
+            for (i, &(start, end)) in ranges.windows.iter().enumerate() {
+                hi = super::selector::upper_bound(&data.ts, hi, end);
+                lo = super::selector::upper_bound(&data.ts[..hi], lo.min(hi), start);
+                while data.histograms.get(hist_hi).is_some_and(|h| h.0 <= end) {
+                    hist_hi += 1;
+                }
+                while hist_lo < hist_hi && data.histograms[hist_lo].0 <= start {
+                    hist_lo += 1;
+                }
+                let window = Window {
+                    ts: &data.ts[lo..hi],
+                    values: &data.values[lo..hi],
+                    starts: data.starts.get(lo..hi).unwrap_or(&[]),
+                    histograms: &data.histograms[hist_lo..hist_hi],
+                    start,
+                    end,
+                    at: steps.time(i),
+                };
+                seen_float |= hi > lo;
+                if !window.is_empty() {
+                    points[i] = f(&window, &notes, i)?;
+                }
+            }
+            if counter && seen_float {
+                self.hint_not_counter(&data.labels, span);
+            }
+            if points.iter().any(Point::is_some) {
+                self.charge(points.len())?;
+                let labels = if keep_name { data.labels.clone() } else { self.without_name(&data.labels) };
+                out.push(Series { labels, points });
+            }
+        }
+        refuse_same_labels(&out)?;
+        Ok(out)
+    }
+
+    pub(super) fn hint_not_counter(&self, labels: &storage::model::Labels, span: Span) {
+        let metric = metric_name(labels);
+        if self.drop_type_and_unit
+            && let Some(t) = labels.get("__type__")
+        {
+            if t != "counter" && t != "histogram" {
+                self.info(span, &format!("metric might not be a counter, __type__ label is not set to \"counter\" or \"histogram\", got {t:?}: {metric:?}"));
+            }
+            return;
+        }
+        if !metric.is_empty() && !["_total", "_sum", "_count", "_bucket"].iter().any(|s| metric.ends_with(s)) {
+            self.info(
+                span,
+                &format!(
+                    "metric might not be a counter, name does not end in _total/_sum/_count/_bucket: {metric:?}"
+                ),
+            );
+        }
+    }
+
+    pub(super) fn check_quantile(&self, q: f64, span: Span) {
+        if q.is_nan() || !(0.0..=1.0).contains(&q) {
+            let shown = crate::promql::value::format_general(q);
+            self.warn(span, &format!("quantile value should be between 0 and 1, got {shown}"));
+        }
+    }
+}
+
+/// Whether the expression is a selector, or a range of one, in parentheses or not.
+pub(super) fn selector_of(expr: &Expr) -> Option<&crate::promql::ast::Selector> {
+    match &expr.inner().kind {
+        ExprKind::Selector(s) | ExprKind::Range { selector: s, .. } => Some(s),
+        _ => None,
+    }
+}
