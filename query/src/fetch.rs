@@ -48,18 +48,14 @@ impl SampleBudget {
     }
 }
 
-/// Series alive in the range, off the async threads. Sorted by labels.
+/// Series alive in the range. Sorted by labels.
 pub async fn series(
     store: &Store,
     tenant: &TenantId,
     matchers: &[Matcher],
     range: TimeRange,
 ) -> Result<Vec<SeriesInfo>, QueryError> {
-    let (store, tenant, matchers) = (store.clone(), tenant.clone(), matchers.to_vec());
-    tokio::task::spawn_blocking(move || store.series(&tenant, &matchers, range))
-        .await
-        .map_err(|e| QueryError::Internal(e.to_string()))?
-        .map_err(QueryError::from)
+    Ok(store.series(tenant, matchers, range).await?)
 }
 
 /// The half-open range of the closed interval `[from, to]` of milliseconds.
