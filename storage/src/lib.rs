@@ -18,10 +18,12 @@ pub mod catalog;
 pub mod compact;
 pub mod config;
 pub mod error;
+pub mod index;
 pub mod limits;
 pub mod lock;
 pub mod model;
 pub mod object;
+pub mod part;
 pub mod scan;
 pub mod store;
 

@@ -1,6 +1,11 @@
-//! Fewer and larger parts, and the end of old ones. Decisions are pure ([`plan`], [`retention`]); a worker does the IO.
+//! Fewer and larger parts, and the end of old ones. Decisions are pure ([`plan`], [`retention`]), [`merge`] makes one part of
+//! many; a worker does the rest of the IO.
 
+mod combine;
+pub mod merge;
 pub mod plan;
 pub mod retention;
+#[cfg(test)]
+mod tests;
 
 pub use plan::{Job, Limits};

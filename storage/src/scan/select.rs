@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A selector in the form that rows are tested with.
-pub(crate) enum RowSelector {
+pub enum RowSelector {
     All,
     Ids(HashSet<i64>),
     Trace([u8; 16]),
