@@ -2,15 +2,78 @@
 
 use std::{sync::Arc, time::Duration};
 
-use arrow::array::RecordBatch;
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::{Int64Type, TimestampNanosecondType},
+};
 use storage::{
     ErrorKind,
-    model::{MetricBatch, TenantId},
+    model::{MetricBatch, Table, TenantId, schema, time::NANOS_PER_MILLI},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use storage::SourcePosition;
+
+use crate::{
+    buffer::{Ack, Budget, Feed, Intake, Permit},
+    metrics::{Counters, DropReason},
+};
+
+/// Which kinds of rows a component emits or works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    pub logs: bool,
+    pub metrics: bool,
+    pub traces: bool,
+}
+
+impl Signals {
+    pub const NONE: Signals = Signals { logs: false, metrics: false, traces: false };
+    pub const ALL: Signals = Signals { logs: true, metrics: true, traces: true };
+    pub const LOGS: Signals = Signals { logs: true, ..Signals::NONE };
+    pub const METRICS: Signals = Signals { metrics: true, ..Signals::NONE };
+    pub const TRACES: Signals = Signals { traces: true, ..Signals::NONE };
+
+    pub const fn and(self, other: Signals) -> Signals {
+        Signals {
+            logs: self.logs && other.logs,
+            metrics: self.metrics && other.metrics,
+            traces: self.traces && other.traces,
+        }
+    }
+
+    pub const fn or(self, other: Signals) -> Signals {
+        Signals {
+            logs: self.logs || other.logs,
+            metrics: self.metrics || other.metrics,
+            traces: self.traces || other.traces,
+        }
+    }
+
+    pub const fn is_none(self) -> bool {
+        !(self.logs || self.metrics || self.traces)
+    }
+
+    pub const fn has(self, data: &Data) -> bool {
+        match data {
+            Data::Logs(_) => self.logs,
+            Data::Metrics(_) => self.metrics,
+            Data::Spans(_) => self.traces,
+        }
+    }
+}
+
+/// `logs and traces`.
+impl std::fmt::Display for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = [(self.logs, "logs"), (self.metrics, "metrics"), (self.traces, "traces")]
+            .into_iter()
+            .filter_map(|(on, name)| on.then_some(name))
+            .collect();
+        f.write_str(&if names.is_empty() { "nothing".to_owned() } else { names.join(" and ") })
+    }
+}
 
 /// The rows of a batch: one signal each.
 #[derive(Clone, Debug)]
@@ -28,6 +91,27 @@ impl Data {
         match self {
             Data::Logs(b) | Data::Spans(b) => b.num_rows(),
             Data::Metrics(m) => m.points() + m.exemplars.num_rows(),
+        }
+    }
+
+    /// No rows. What carries positions when there are no rows for them.
+    pub fn empty() -> Self {
+        Data::Logs(RecordBatch::new_empty(schema::input(Table::Logs)))
+    }
+
+    /// Event time of the last row: a constant-time stand-in for the newest one.
+    pub fn last_event_ns(&self) -> Option<i64> {
+        let last = |batch: &RecordBatch, column: &str| {
+            let array = batch.column_by_name(column)?;
+            let at = array.len().checked_sub(1)?;
+            Some(match column {
+                "ts" => array.as_primitive_opt::<TimestampNanosecondType>()?.value(at),
+                _ => array.as_primitive_opt::<Int64Type>()?.value(at).saturating_mul(NANOS_PER_MILLI),
+            })
+        };
+        match self {
+            Data::Logs(b) | Data::Spans(b) => last(b, "ts"),
+            Data::Metrics(m) => last(&m.samples, "ts_ms").or_else(|| last(&m.histograms, "ts_ms")),
         }
     }
 
@@ -84,15 +168,24 @@ impl DeliveryError {
 /// A batch on its way, with the line back to its source.
 pub struct Envelope {
     pub batch: Batch,
-    pub ack: oneshot::Sender<Result<(), DeliveryError>>,
-    /// Bytes of the queue budget, given back when the envelope is dropped.
-    pub permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub ack: Ack,
+    /// Bytes of the budget, given back when the last part of the batch is dropped.
+    pub permit: Option<Arc<Permit>>,
+    /// The batch came with positions: a sink that cannot take it now tries again in place, because a later position
+    /// must not become durable before these rows. Other batches are answered [`DeliveryError::Unavailable`].
+    pub ordered: bool,
+    /// [`Data::bytes`] when it entered the pipeline or was last transformed.
+    pub bytes: usize,
 }
 
 /// The fate of a sent batch.
 pub struct Delivery(oneshot::Receiver<Result<(), DeliveryError>>);
 
 impl Delivery {
+    pub(crate) fn new(fate: oneshot::Receiver<Result<(), DeliveryError>>) -> Self {
+        Delivery(fate)
+    }
+
     /// Waits until every sink has the batch, or one refused it for good.
     pub async fn wait(self) -> Result<(), DeliveryError> {
         self.0.await.unwrap_or(Err(DeliveryError::Stopping))
@@ -102,32 +195,42 @@ impl Delivery {
 /// Where a source puts its batches. Clones share the queue and its budget.
 #[derive(Clone)]
 pub struct Output {
-    queue: mpsc::Sender<Envelope>,
-    budget: Arc<tokio::sync::Semaphore>,
-    budget_bytes: usize,
+    feed: Feed,
+    budget: Budget,
+    source: Option<Arc<Counters>>,
 }
 
-/// Unit of the byte budget, so that it fits a semaphore's 32-bit permits.
-const BUDGET_UNIT: usize = 1024;
-
 impl Output {
-    /// A queue of at most `batches` envelopes and `bytes` bytes.
+    /// A queue of at most `batches` envelopes and `bytes` bytes, outside of any topology (for tests of sources).
     pub fn bounded(batches: usize, bytes: usize) -> (Output, mpsc::Receiver<Envelope>) {
         let (queue, receiver) = mpsc::channel(batches);
-        let units = (bytes / BUDGET_UNIT).clamp(1, u32::MAX as usize >> 4);
-        let budget = Arc::new(tokio::sync::Semaphore::new(units));
-        (Output { queue, budget, budget_bytes: units * BUDGET_UNIT }, receiver)
+        (Output { feed: Feed::bare(queue), budget: Budget::new(bytes), source: None }, receiver)
+    }
+
+    pub(crate) fn new(feed: Feed, budget: Budget, source: Arc<Counters>) -> Self {
+        Output { feed, budget, source: Some(source) }
     }
 
     /// Waits for room in the queue, then hands the batch over. The [`Delivery`] tells its fate.
     pub async fn send(&self, batch: Batch) -> Result<Delivery, DeliveryError> {
-        // A batch larger than the whole budget takes all of it: it passes alone rather than never.
-        let bytes = batch.data.bytes().min(self.budget_bytes);
-        let units = u32::try_from((bytes / BUDGET_UNIT).max(1)).unwrap_or(u32::MAX);
-        let permit = self.budget.clone().acquire_many_owned(units).await.map_err(|_| DeliveryError::Stopping)?;
-        let (ack, fate) = oneshot::channel();
-        self.queue.send(Envelope { batch, ack, permit: Some(permit) }).await.map_err(|_| DeliveryError::Stopping)?;
-        Ok(Delivery(fate))
+        let bytes = batch.data.bytes();
+        let permit = self.budget.take(bytes).await?;
+        let (ack, fate) = match &self.source {
+            Some(source) => {
+                source.emitted(&batch.data, bytes);
+                Ack::metered(source.clone(), batch.data.rows() as u64)
+            }
+            None => Ack::new(),
+        };
+        let ordered = !batch.sources.is_empty();
+        let envelope = Envelope { batch, ack, permit: Some(Arc::new(permit)), ordered, bytes };
+        match self.feed.push(envelope).await {
+            Ok(()) => Ok(Delivery(fate)),
+            Err(refused) => {
+                refused.ack.answer(Err(DeliveryError::Stopping));
+                Err(DeliveryError::Stopping)
+            }
+        }
     }
 
     /// Sends and waits for the ack: what a push protocol does before it answers 2xx.
@@ -169,4 +272,72 @@ pub struct SourceError {
 #[async_trait::async_trait]
 pub trait Source: Send {
     async fn run(self: Box<Self>, ctx: SourceContext) -> Result<(), SourceError>;
+
+    /// What it may emit; the graph check tells when nothing downstream can use it.
+    fn signals(&self) -> Signals {
+        Signals::ALL
+    }
+}
+
+/// Why a transform could not work on a batch at all. The batch is refused.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct TransformError(pub String);
+
+impl From<arrow::error::ArrowError> for TransformError {
+    fn from(e: arrow::error::ArrowError) -> Self {
+        TransformError(e.to_string())
+    }
+}
+
+/// Turns one batch into one batch, perhaps an empty one. It never splits and never holds rows back, so the positions
+/// and the batch id simply stay with the rows.
+pub trait Transform: Send + Sync {
+    /// What it works on; other batches pass by untouched.
+    fn signals(&self) -> Signals;
+
+    /// Called off the async threads for all but small batches. Rows it takes out are counted in `counters`.
+    fn apply(&self, data: Data, counters: &Counters) -> Result<Data, TransformError>;
+}
+
+/// What a running sink has.
+pub struct SinkContext {
+    pub name: String,
+    pub intake: Intake,
+    pub counters: Arc<Counters>,
+}
+
+impl SinkContext {
+    /// Answers a batch and counts its rows.
+    pub fn answer(counters: &Counters, envelope: Envelope, fate: Result<(), DeliveryError>) {
+        Self::settle(counters, envelope.batch.data.rows() as u64, envelope.ack, fate);
+    }
+
+    /// As [`SinkContext::answer`], for a batch whose rows were given away.
+    pub fn settle(counters: &Counters, rows: u64, ack: Ack, fate: Result<(), DeliveryError>) {
+        match &fate {
+            Ok(()) => counters.delivered(rows),
+            Err(DeliveryError::Rejected(_)) => counters.dropped(DropReason::Refused, rows),
+            Err(_) => counters.dropped(DropReason::Returned, rows),
+        }
+        ack.answer(fate);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("sink {name}: {reason}")]
+pub struct SinkError {
+    pub name: String,
+    pub reason: String,
+}
+
+/// Where batches leave the pipeline. It takes from its intake until that ends, answers every batch, and returns when all
+/// is written. A batch that is `ordered` it never answers [`DeliveryError::Unavailable`]: it tries again instead.
+#[async_trait::async_trait]
+pub trait Sink: Send {
+    async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError>;
+
+    fn signals(&self) -> Signals {
+        Signals::ALL
+    }
 }

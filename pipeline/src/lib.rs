@@ -8,7 +8,19 @@
 //! 2. A batch is acknowledged only when every sink it goes to has it; a source moves its durable offset only then.
 //! 3. read = delivered + in flight + dropped{reason}: nothing vanishes uncounted.
 
+pub mod buffer;
 pub mod codec;
 pub mod component;
+pub mod config;
+pub mod error;
+pub mod metrics;
+pub mod sink;
+pub mod topology;
 
-pub use component::{Batch, Data, Delivery, DeliveryError, Output, Positions, Source, SourceContext, SourceError};
+pub use component::{
+    Batch, Data, Delivery, DeliveryError, Envelope, Output, Positions, Signals, Sink, SinkContext, SinkError, Source,
+    SourceContext, SourceError, SourcePosition, Transform,
+};
+pub use config::PipelineConfig;
+pub use error::{BuildError, ConfigError};
+pub use topology::{Limits, PipelineBuilder, Report, Running};

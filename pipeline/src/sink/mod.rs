@@ -1,0 +1,5 @@
+//! Where batches leave the pipeline.
+
+pub mod registry;
+pub mod stdout;
+pub mod store;

@@ -1,0 +1,285 @@
+//! The local store. Many appends are in flight at once, for the store's group commit; batches with positions wait for
+//! those before them that move the same position, and are then written together.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use arrow::array::RecordBatch;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use serde::Deserialize;
+use storage::{
+    Append, AppendError, Appended, SourcePosition,
+    model::{Table, TenantId},
+};
+
+use crate::{
+    buffer::{Ack, Permit},
+    component::{Batch, Data, DeliveryError, Envelope, Sink, SinkContext, SinkError},
+    metrics::{Counters, Fault},
+};
+
+/// Appends in flight.
+const APPENDS_MAX: usize = 256;
+/// Batches that wait for an earlier one of their position.
+const WAITING_MAX: usize = 256;
+/// Batches with positions that one append takes together.
+const JOINED_BATCHES_MAX: usize = 64;
+const JOINED_BYTES_MAX: usize = 4 << 20;
+/// Pause before a failed append of an ordered batch is tried again.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// What a sender is told when the store cannot say itself.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Absent: all outputs that nobody else takes.
+    #[serde(default)]
+    pub inputs: Option<Vec<String>>,
+}
+
+/// What takes appends: the store, or a test's stand-in.
+#[async_trait::async_trait]
+pub trait Destination: Send + Sync {
+    async fn append(&self, append: Append) -> Result<Appended, AppendError>;
+}
+
+#[async_trait::async_trait]
+impl Destination for storage::Store {
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        storage::Store::append(self, append).await
+    }
+}
+
+pub struct StoreSink {
+    destination: Arc<dyn Destination>,
+}
+
+impl StoreSink {
+    pub fn new(destination: Arc<dyn Destination>) -> Self {
+        StoreSink { destination }
+    }
+}
+
+type Key = (TenantId, String);
+
+/// An append that ended, and whom to tell what.
+struct Written {
+    fates: Vec<(Ack, u64, Result<(), DeliveryError>)>,
+    keys: Vec<Key>,
+}
+
+#[async_trait::async_trait]
+impl Sink for StoreSink {
+    async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
+        let SinkContext { mut intake, counters, .. } = ctx;
+        let mut appends: FuturesUnordered<BoxFuture<'static, Written>> = FuturesUnordered::new();
+        let mut lanes = Lanes::default();
+        let mut open = true;
+        while open || !appends.is_empty() || !lanes.waiting.is_empty() {
+            tokio::select! {
+                biased;
+                Some(written) = appends.next(), if !appends.is_empty() => {
+                    for key in &written.keys {
+                        lanes.busy.remove(key);
+                    }
+                    for (ack, rows, fate) in written.fates {
+                        SinkContext::settle(&counters, rows, ack, fate);
+                    }
+                }
+                next = intake.next(), if open && appends.len() < APPENDS_MAX && lanes.waiting.len() < WAITING_MAX => {
+                    match next {
+                        None => open = false,
+                        Some(e) if e.batch.sources.is_empty() => {
+                            appends.push(self.start(vec![e], Vec::new(), counters.clone()));
+                            continue;
+                        }
+                        Some(e) => lanes.waiting.push_back(e),
+                    }
+                }
+            }
+            while appends.len() < APPENDS_MAX
+                && let Some((joined, keys)) = lanes.next()
+            {
+                appends.push(self.start(joined, keys, counters.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StoreSink {
+    fn start(&self, joined: Vec<Envelope>, keys: Vec<Key>, counters: Arc<Counters>) -> BoxFuture<'static, Written> {
+        let destination = self.destination.clone();
+        Box::pin(async move {
+            let mut fates = Vec::with_capacity(joined.len());
+            // Held to the ack: the bytes are in flight.
+            let mut permits: Vec<Option<Arc<Permit>>> = Vec::with_capacity(joined.len());
+            let mut pieces = Vec::with_capacity(joined.len());
+            let ordered = joined.iter().any(|e| e.ordered);
+            for e in joined {
+                fates.push((e.ack, e.batch.data.rows() as u64, Ok(())));
+                permits.push(e.permit);
+                pieces.push(to_append(e.batch));
+            }
+            if let [_] = pieces.as_slice() {
+                if let Some(only) = pieces.pop() {
+                    fates[0].2 = write(&*destination, only, ordered, &counters).await;
+                }
+            } else {
+                let fate = write(&*destination, join(&pieces), ordered, &counters).await;
+                let refused = matches!(fate, Err(DeliveryError::Rejected(_)));
+                for (f, piece) in fates.iter_mut().zip(pieces) {
+                    // One bad batch must not take its neighbours with it.
+                    f.2 = if refused { write(&*destination, piece, ordered, &counters).await } else { fate.clone() };
+                }
+            }
+            drop(permits);
+            Written { fates, keys }
+        })
+    }
+}
+
+fn to_append(batch: Batch) -> Append {
+    let mut rows = Vec::new();
+    push_rows(&mut rows, batch.data);
+    Append { tenant: batch.tenant, rows, sources: batch.sources, batch_id: batch.batch_id }
+}
+
+/// Pieces of one tenant without batch ids, in order, as one append.
+fn join(pieces: &[Append]) -> Append {
+    let mut whole =
+        Append { tenant: pieces[0].tenant.clone(), rows: Vec::new(), sources: Vec::new(), batch_id: None };
+    for piece in pieces {
+        whole.rows.extend(piece.rows.iter().cloned());
+        for s in &piece.sources {
+            advance(&mut whole.sources, s.clone());
+        }
+    }
+    whole
+}
+
+async fn write(
+    destination: &dyn Destination,
+    append: Append,
+    ordered: bool,
+    counters: &Counters,
+) -> Result<(), DeliveryError> {
+    if append.rows.is_empty() && append.sources.is_empty() {
+        Ok(())
+    } else if ordered {
+        persist(destination, append, counters).await
+    } else {
+        destination.append(append).await.map(drop).map_err(refusal)
+    }
+}
+
+/// Later positions of a key replace earlier ones.
+fn advance(sources: &mut Vec<SourcePosition>, next: SourcePosition) {
+    match sources.iter_mut().find(|s| s.key == next.key) {
+        Some(s) => s.position = next.position,
+        None => sources.push(next),
+    }
+}
+
+fn push_rows(rows: &mut Vec<(Table, RecordBatch)>, data: Data) {
+    let parts = match data {
+        Data::Logs(b) => vec![(Table::Logs, b)],
+        Data::Spans(b) => vec![(Table::Spans, b)],
+        Data::Metrics(m) => vec![
+            (Table::MetricSeries, m.series),
+            (Table::MetricSamples, m.samples),
+            (Table::MetricHistograms, m.histograms),
+            (Table::MetricExemplars, m.exemplars),
+        ],
+    };
+    rows.extend(parts.into_iter().filter(|(_, b)| b.num_rows() > 0));
+}
+
+/// Appends until the store takes or refuses it for good: a later position must not overtake these rows.
+async fn persist(destination: &dyn Destination, append: Append, counters: &Counters) -> Result<(), DeliveryError> {
+    let mut pause = RETRY_PAUSE_MIN;
+    loop {
+        let error = match destination.append(append.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(e) => e,
+        };
+        match refusal(error) {
+            DeliveryError::Unavailable { reason, retry_after } => {
+                counters.fault(Fault::Retry, 1);
+                let wait = pause.max(retry_after).min(RETRY_PAUSE_MAX);
+                tracing::warn!(sink = %counters.name(), %reason, ?wait, "the store does not take writes, trying again");
+                tokio::time::sleep(wait).await;
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
+            other => return Err(other),
+        }
+    }
+}
+
+fn refusal(error: AppendError) -> DeliveryError {
+    let reason = error.to_string();
+    match error {
+        AppendError::Overloaded { retry_after } | AppendError::DiskFull { retry_after, .. } => {
+            DeliveryError::Unavailable { reason, retry_after }
+        }
+        AppendError::Io(_) => DeliveryError::Unavailable { reason, retry_after: RETRY_AFTER },
+        AppendError::Invalid(_) => DeliveryError::Rejected(reason),
+        AppendError::Closed => DeliveryError::Stopping,
+    }
+}
+
+/// Batches with positions: one append at a time for each key, in the order they came.
+#[derive(Default)]
+struct Lanes {
+    waiting: VecDeque<Envelope>,
+    busy: HashSet<Key>,
+}
+
+impl Lanes {
+    /// The first batch none of whose keys is busy or waited for, with the following ones that may share its append.
+    fn next(&mut self) -> Option<(Vec<Envelope>, Vec<Key>)> {
+        let mut blocked: HashSet<Key> = HashSet::new();
+        let mut at = 0;
+        let first = loop {
+            let e = self.waiting.get(at)?;
+            let keys = keys_of(e);
+            if keys.iter().any(|k| self.busy.contains(k) || blocked.contains(k)) {
+                blocked.extend(keys);
+                at += 1;
+                continue;
+            }
+            break self.waiting.remove(at)?;
+        };
+        let mut keys: HashSet<Key> = keys_of(&first).into_iter().collect();
+        let mut bytes = first.bytes;
+        let mut joined = vec![first];
+        while joined[0].batch.batch_id.is_none() && joined.len() < JOINED_BATCHES_MAX {
+            let Some(e) = self.waiting.get(at) else { break };
+            let own = keys_of(e);
+            let fits = e.batch.batch_id.is_none()
+                && e.batch.tenant == joined[0].batch.tenant
+                && bytes + e.bytes <= JOINED_BYTES_MAX
+                && !own.iter().any(|k| self.busy.contains(k) || blocked.contains(k));
+            if !fits {
+                blocked.extend(own);
+                at += 1;
+                continue;
+            }
+            bytes += e.bytes;
+            keys.extend(own);
+            joined.extend(self.waiting.remove(at));
+        }
+        let keys: Vec<Key> = keys.into_iter().collect();
+        self.busy.extend(keys.iter().cloned());
+        Some((joined, keys))
+    }
+}
+
+fn keys_of(e: &Envelope) -> Vec<Key> {
+    e.batch.sources.iter().map(|s| (e.batch.tenant.clone(), s.key.clone())).collect()
+}
