@@ -26,6 +26,8 @@ pub mod object;
 pub mod part;
 pub mod scan;
 pub mod store;
+pub mod vfs;
+pub mod wal;
 
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
