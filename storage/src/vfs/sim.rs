@@ -65,7 +65,7 @@ pub struct Faults {
     pub write: u32,
     /// `EIO` of `sync_data`, which also loses the dirty bytes, per mille.
     pub sync: u32,
-    /// `EIO` of creating, renaming, removing, listing, cutting, syncing a folder, per mille.
+    /// `EIO` of creating, renaming, removing, syncing a folder, per mille.
     pub name: u32,
     /// Bytes the disk holds; a write past it writes what fits and fails with `ENOSPC`.
     pub space: Option<u64>,
@@ -226,6 +226,7 @@ impl Disk {
             Op::Read => self.faults.read,
             Op::Append => self.faults.write,
             Op::Sync => self.faults.sync,
+            Op::SetLen => 0, // only when armed
             _ => self.faults.name,
         };
         if per_mille > 0 && self.rng.chance(per_mille) {

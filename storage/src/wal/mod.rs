@@ -182,6 +182,9 @@ struct Shared {
     dir: PathBuf,
     /// Ascending.
     sealed: Mutex<Vec<Sealed>>,
+    /// Files of segments that never came to be and could not be removed. They are void only while the segment that steps
+    /// over them exists, so nothing is released before they are gone.
+    leftovers: Mutex<Vec<PathBuf>>,
     /// One release at a time: files go in ascending order.
     releasing: Mutex<()>,
     counters: Counters,
@@ -205,6 +208,7 @@ pub struct Wal {
     jobs: mpsc::Sender<Job>,
     budget: Arc<Semaphore>,
     budget_units: u32,
+    vfs: Arc<dyn crate::vfs::Vfs>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -269,6 +273,7 @@ impl Wal {
         let _one = self.shared.releasing.lock();
         let mut released = 0;
         loop {
+            self.remove_leftovers()?;
             let first = {
                 let sealed = self.shared.sealed.lock();
                 let spare = sealed.len() > 1 || self.shared.counters.active.load(Ordering::SeqCst) == 1;
@@ -292,6 +297,17 @@ impl Wal {
             // One by one and in order: a gap in the numbers then always means loss.
             segment.vfs.sync_dir(&self.shared.dir).map_err(|e| WalError::io("sync", &self.shared.dir, e))?;
         }
+    }
+
+    fn remove_leftovers(&self) -> Result<(), WalError> {
+        let mut leftovers = self.shared.leftovers.lock();
+        while let Some(path) = leftovers.last() {
+            match self.vfs.remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(WalError::io("remove", path, e)),
+                _ => drop(leftovers.pop()),
+            }
+        }
+        Ok(())
     }
 
     pub fn stats(&self) -> WalStats {

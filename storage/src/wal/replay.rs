@@ -89,6 +89,7 @@ pub struct Recovered {
     dir: PathBuf,
     options: WalOptions,
     sealed: Vec<Sealed>,
+    leftovers: Vec<PathBuf>,
     previous: (u64, u64),
     next_number: u64,
     next_seq: u64,
@@ -129,6 +130,7 @@ pub fn replay(
         report: RecoveryReport::default(),
         dir: dir.to_owned(),
         sealed: Vec::new(),
+        leftovers: Vec::new(),
         previous: (0, 0),
         next_number: numbers.last().map_or(1, |n| n + 1),
         next_seq: 1,
@@ -144,11 +146,15 @@ pub fn replay(
                 if let Err(e) = vfs.remove_file(&found.segment.path) {
                     // Harmless: it is void at the next start too.
                     tracing::warn!(path = %found.segment.path.display(), error = %e, "cannot remove a void segment");
+                    out.leftovers.push(found.segment.path.clone());
                 }
             }
             Step::Read { number, end, newest } => {
                 let found = &files[&number];
                 let end = reader.segment(found, end, newest);
+                if newest {
+                    settle(found, dir);
+                }
                 let first_seq = if let HeaderState::Good(h) = found.header { h.first_seq } else { 0 };
                 out.next_seq = out.next_seq.max(first_seq).max(reader.report.last_seq + 1);
                 out.previous = (number, end);
@@ -174,13 +180,15 @@ impl Recovered {
         let shared = Arc::new(Shared {
             dir: self.dir,
             sealed: Mutex::new(self.sealed),
+            leftovers: Mutex::new(self.leftovers),
             releasing: Mutex::new(()),
             counters: Counters::default(),
         });
         let (jobs, queue) = mpsc::channel();
         let units = (self.options.queue_bytes / QUEUE_UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let vfs = self.vfs;
         let writer = Writer {
-            vfs: self.vfs,
+            vfs: vfs.clone(),
             options: self.options,
             shared: shared.clone(),
             carry,
@@ -199,9 +207,23 @@ impl Recovered {
             jobs,
             budget: Arc::new(Semaphore::new(units)),
             budget_units: units as u32,
+            vfs,
             shared,
             thread: Some(thread),
         })
+    }
+}
+
+/// Makes durable what was just read of the newest segment: after a mere kill it may be in the page cache only, while from
+/// here on it is visible, and the next segment's header vouches for its length.
+///
+/// Known limit: if a sync failed, the process died before its next good write, and the power goes later, bytes that only
+/// the page cache had are gone then, and reported as damage. They were refused, never acknowledged.
+fn settle(found: &Found, dir: &Path) {
+    let (vfs, path) = (&found.segment.vfs, &found.segment.path);
+    let settled = vfs.open_append(path).and_then(|f| f.sync_data()).and_then(|()| vfs.sync_dir(dir));
+    if let Err(e) = settled {
+        tracing::error!(path = %path.display(), error = %e, "the last records of the log may not survive a power cut");
     }
 }
 
@@ -274,9 +296,10 @@ fn plan(shapes: &[Shape]) -> Vec<Step> {
             Some((number, _)) if number != 0 => steps.push(Step::Missing { number }),
             _ => {}
         }
-        // Headers are durable before anything follows them, so a file that is no longer was never used, unless its
+        // Headers are durable before anything follows them, so a file without a whole one was never used, unless its
         // successor says otherwise.
-        if s.chain.is_none() && s.len <= HEADER_BYTES as u64 && end.is_none() {
+        let whole = HEADER_BYTES as u64;
+        if (s.len < whole || s.len == whole && s.chain.is_none()) && end.is_none() {
             steps.push(Step::Void { number: s.number });
             continue; // `before` stays: it was a step aside
         }

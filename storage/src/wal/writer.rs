@@ -263,8 +263,9 @@ impl Writer {
                 Ok(())
             }
             Err(e) => {
-                // Best effort: see above.
-                drop(self.vfs.remove_file(&segment.path));
+                if self.vfs.remove_file(&segment.path).is_err() {
+                    self.shared.leftovers.lock().push(segment.path.clone());
+                }
                 Err(e)
             }
         }

@@ -67,7 +67,7 @@ pub(super) fn batch(b: &RecordBatch) -> Section {
     Section::Batch(encode_batch(Table::Logs, b).unwrap())
 }
 
-/// Runs a future of the log, which needs no runtime.
+/// Runs a future of the log, which needs nothing of a runtime but to be polled.
 pub(super) fn wait<T>(f: impl Future<Output = T>) -> T {
-    futures::executor::block_on(f)
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(f)
 }
