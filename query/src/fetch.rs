@@ -222,3 +222,27 @@ fn sort_points(series: &mut SeriesData) {
         same
     });
 }
+
+/// All rows of one trace in commit order. `range` is a hint where to look.
+pub async fn trace(
+    store: &Store,
+    tenant: &TenantId,
+    trace_id: [u8; 16],
+    range: TimeRange,
+    spans_max: usize,
+) -> Result<Vec<RecordBatch>, QueryError> {
+    let request = ScanRequest::new(tenant.clone(), Table::Spans, range).selector(Selector::Trace(trace_id));
+    let mut stream = store.scan(request).await?;
+    let (mut out, mut rows) = (Vec::new(), 0);
+    while let Some(batch) = stream.next().await {
+        let batch = batch?;
+        rows += batch.num_rows();
+        if rows > spans_max {
+            return Err(QueryError::TooLarge(format!(
+                "trace has more than the limit of {spans_max} spans per answer"
+            )));
+        }
+        out.push(batch);
+    }
+    Ok(out)
+}

@@ -6,6 +6,10 @@
 pub mod annotations;
 pub mod error;
 pub mod fetch;
+pub mod http;
 pub mod limits;
 pub mod promql;
 pub mod syntax;
+pub mod trace;
+
+pub use http::router::{QueryConfig, router};

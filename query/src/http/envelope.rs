@@ -1,0 +1,93 @@
+//! Each API's success and error shapes, and which status an error has. Internal text stays in our log.
+
+use axum::{
+    body::Body,
+    http::{Response, StatusCode, header::CONTENT_TYPE},
+};
+use storage::{ErrorKind, model::json::write_string};
+
+use crate::{annotations::Annotations, error::QueryError};
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: String) -> Response<Body> {
+    with_type(status, "application/json", body)
+}
+
+pub fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+/// Prometheus: `{"status":"success","data":DATA,"warnings":[..],"infos":[..]}`. `data` is JSON.
+pub fn prometheus_success(data: &str, notes: &Annotations) -> Response<Body> {
+    let mut body = String::with_capacity(data.len() + 64);
+    body.push_str(r#"{"status":"success","data":"#);
+    body.push_str(data);
+    for (key, list) in [("warnings", notes.warnings_shown()), ("infos", notes.infos_shown())] {
+        if list.is_empty() {
+            continue;
+        }
+        body.push_str(&format!(",\"{key}\":["));
+        for (i, text) in list.iter().enumerate() {
+            if i > 0 {
+                body.push(',');
+            }
+            write_string(&mut body, text);
+        }
+        body.push(']');
+    }
+    body.push('}');
+    json(StatusCode::OK, body)
+}
+
+/// Prometheus: `{"status":"error","errorType":..,"error":..}`.
+pub fn prometheus_error(error: &QueryError) -> Response<Body> {
+    let (status, kind) = match error {
+        QueryError::Syntax(_) | QueryError::BadData(_) => (StatusCode::BAD_REQUEST, "bad_data"),
+        QueryError::Execution(_) | QueryError::TooLarge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
+        QueryError::Timeout(_) => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
+        QueryError::Canceled(_) => (StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST), "canceled"),
+        QueryError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+        QueryError::Storage(e) => match e.kind() {
+            ErrorKind::Invalid | ErrorKind::TooLarge => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
+            ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        },
+        QueryError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+    };
+    let text = match error {
+        QueryError::Syntax(e) => format!("invalid parameter \"query\": {e}"),
+        other => other.to_string(),
+    };
+    log_internal(error);
+    let mut body = format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":");
+    write_string(&mut body, &text);
+    body.push('}');
+    json(status, body)
+}
+
+/// Tempo: plain text.
+pub fn tempo_error(error: &QueryError) -> Response<Body> {
+    log_internal(error);
+    let status = match error {
+        QueryError::NotFound(_) => return with_type(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", ""),
+        QueryError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        _ => match error.kind() {
+            ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+    };
+    with_type(status, "text/plain; charset=utf-8", error.to_string())
+}
+
+fn log_internal(error: &QueryError) {
+    match error {
+        QueryError::Internal(text) => tracing::error!(error = %text, "query failed inside"),
+        QueryError::Storage(e) => tracing::warn!(error = %e, "query failed in storage"),
+        _ => {}
+    }
+}

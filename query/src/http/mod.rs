@@ -1,0 +1,8 @@
+//! The read APIs over HTTP: each API's parameters, success and error shapes. Evaluation is elsewhere.
+
+pub mod encode;
+pub mod envelope;
+pub mod params;
+pub mod prometheus;
+pub mod router;
+pub mod tempo;

@@ -1,0 +1,29 @@
+//! All read APIs as one router. The collector's write paths are merged by the binary.
+
+use axum::Router;
+use storage::Store;
+
+use super::{prometheus, tempo};
+use crate::{
+    limits::Limits,
+    promql::{Engine, EngineOptions},
+};
+
+/// What the read APIs are told.
+#[derive(Clone, Debug, Default)]
+pub struct QueryConfig {
+    pub limits: Limits,
+    pub promql: EngineOptions,
+}
+
+/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, Tempo's under `/` and `/tempo`.
+pub fn router(config: QueryConfig, store: Store) -> Router {
+    let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
+    let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()));
+    let tempo = tempo::router(tempo::Api::new(store));
+    Router::new()
+        .nest("/api/v1", prometheus.clone())
+        .nest("/prometheus/api/v1", prometheus)
+        .merge(tempo.clone())
+        .nest("/tempo", tempo)
+}
