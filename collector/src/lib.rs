@@ -11,6 +11,7 @@
 
 pub mod auth;
 pub mod listen;
+mod loki_push;
 pub mod metrics;
 mod ndjson;
 pub mod otlp;

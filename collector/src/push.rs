@@ -20,6 +20,7 @@ use storage::model::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    loki_push,
     metrics::{IngestMetrics, Protocol},
     ndjson, otlp,
     reply::Failure,
@@ -58,8 +59,15 @@ pub fn push_router(config: PushConfig, out: Output) -> Router {
 pub(crate) fn routes(push: Arc<Push>) -> Router {
     Router::new()
         .route("/ingest/ndjson", post(ndjson::push))
+        .route("/loki/api/v1/push", post(loki_push::push))
+        .route("/api/prom/push", post(loki_push::push))
         .route("/v1/logs", post(otlp::http::logs))
         .route("/otlp/v1/logs", post(otlp::http::logs))
+        .route("/v1/metrics", post(otlp::http::metrics))
+        .route("/otlp/v1/metrics", post(otlp::http::metrics))
+        .route("/api/v1/otlp/v1/metrics", post(otlp::http::metrics))
+        .route("/v1/traces", post(otlp::http::traces))
+        .route("/otlp/v1/traces", post(otlp::http::traces))
         .with_state(push)
 }
 

@@ -34,6 +34,14 @@ pub(crate) async fn logs(State(push): State<Arc<Push>>, headers: HeaderMap, body
     export(&push, Request::Logs, &headers, body).await
 }
 
+pub(crate) async fn metrics(State(push): State<Arc<Push>>, headers: HeaderMap, body: Body) -> Response {
+    export(&push, Request::Metrics, &headers, body).await
+}
+
+pub(crate) async fn traces(State(push): State<Arc<Push>>, headers: HeaderMap, body: Body) -> Response {
+    export(&push, Request::Traces, &headers, body).await
+}
+
 async fn export(push: &Push, request: Request, headers: &HeaderMap, body: Body) -> Response {
     let mut sent = 0;
     let media = media_type(headers);
@@ -92,10 +100,7 @@ async fn take(
 
 /// `body`: protobuf.
 pub(crate) fn decode(body: &[u8], request: Request, limits: &Limits, now: i64) -> Result<Decoded, Failure> {
-    match request {
-        Request::Logs => Ok(otlp::decode_logs(body, limits, now)?),
-        Request::Metrics | Request::Traces => Err(Failure::new(StatusCode::NOT_FOUND, "not yet")),
-    }
+    Ok(otlp::decode(body, request, limits, now)?)
 }
 
 /// `google.rpc.Code` of an HTTP status.

@@ -21,7 +21,6 @@ use tower::ServiceExt as _;
 pub struct Fixture {
     pub store: Store,
     pub router: Router,
-    #[allow(dead_code)]
     pub out: Output,
     pub config: PushConfig,
     _dir: tempfile::TempDir,

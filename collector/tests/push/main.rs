@@ -1,5 +1,7 @@
 //! Every push protocol, through its router, into a real store and back by a scan.
 
 mod fixture;
+mod grpc;
+mod loki;
 mod ndjson;
 mod otlp;

@@ -1,8 +1,18 @@
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
+    collector::{
+        logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
+        metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
+        trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    },
     common::v1::{AnyValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
+    metrics::v1::{
+        Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric,
+        NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, Summary, SummaryDataPoint, exemplar,
+        exponential_histogram_data_point::Buckets, metric, number_data_point, summary_data_point,
+    },
     resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span},
 };
 use prost::Message as _;
 use serde_json::json;
@@ -25,7 +35,7 @@ pub fn text(s: &str) -> Value {
     Value::StringValue(s.to_owned())
 }
 
-fn logs_request() -> ExportLogsServiceRequest {
+pub fn logs_request() -> ExportLogsServiceRequest {
     let full = LogRecord {
         time_unix_nano: 1_767_225_600_000_000_001,
         observed_time_unix_nano: 1_767_225_600_000_000_002,
@@ -158,4 +168,263 @@ async fn what_cannot_be_read_gets_a_status_in_the_requests_encoding() {
     assert_eq!(f.post("/v1/logs", &[("content-type", "text/plain")], "x").await.status, 415);
     assert_eq!(f.post("/v1/logs", &[PROTOBUF, ("content-encoding", "br")], "x").await.status, 415);
     assert_eq!(f.post("/v1/logs", &[PROTOBUF], "").await.status, 200);
+}
+
+pub fn traces_request() -> ExportTraceServiceRequest {
+    let good = Span {
+        trace_id: (1..=16).collect(),
+        span_id: (1..=8).collect(),
+        parent_span_id: vec![9; 8],
+        trace_state: "a=b".into(),
+        name: "GET /".into(),
+        kind: 2,
+        start_time_unix_nano: 1_767_225_600_000_000_001,
+        end_time_unix_nano: 1_767_225_600_000_000_501,
+        attributes: vec![kv("http.status", Value::IntValue(500))],
+        dropped_attributes_count: 1,
+        events: vec![span::Event {
+            time_unix_nano: 1_767_225_600_000_000_100,
+            name: "retry".into(),
+            attributes: vec![kv("n", Value::IntValue(2))],
+            dropped_attributes_count: 4,
+        }],
+        dropped_events_count: 2,
+        links: vec![span::Link {
+            trace_id: vec![7; 16],
+            span_id: vec![8; 8],
+            trace_state: "c=d".into(),
+            attributes: vec![],
+            dropped_attributes_count: 0,
+            flags: 256,
+        }],
+        dropped_links_count: 3,
+        status: Some(Status { message: "oops".into(), code: 2 }),
+        flags: 257,
+    };
+    let backwards =
+        Span { span_id: vec![2; 8], end_time_unix_nano: 1, events: vec![], links: vec![], ..good.clone() };
+    let bad = Span { trace_id: vec![0; 16], ..good.clone() };
+    ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(Resource { attributes: vec![kv("service.name", text("shop"))], ..Resource::default() }),
+            scope_spans: vec![ScopeSpans {
+                scope: None,
+                spans: vec![good, bad, backwards],
+                schema_url: String::new(),
+            }],
+            schema_url: String::new(),
+        }],
+    }
+}
+
+#[tokio::test]
+async fn spans_keep_every_field_and_a_bad_id_refuses_its_span_only() {
+    let f = Fixture::new().await;
+    let answer = f.post("/v1/traces", &[PROTOBUF], traces_request().encode_to_vec()).await;
+    let partial = ExportTraceServiceResponse::decode(&answer.body[..]).unwrap().partial_success.unwrap();
+    assert_eq!((answer.status.as_u16(), partial.rejected_spans), (200, 1));
+    assert!(partial.error_message.contains("trace id"), "{}", partial.error_message);
+    let events = r#"[{"time_unix_nano":1767225600000000100,"name":"retry","attributes":{"n":2},"dropped_attributes_count":4}]"#;
+    let links = format!(
+        r#"[{{"trace_id":"{}","span_id":"{}","trace_state":"c=d","attributes":{{}},"dropped_attributes_count":0,"flags":256}}]"#,
+        "07".repeat(16),
+        "08".repeat(8)
+    );
+    for (column, want) in [
+        ("trace_id", ["0102030405060708090a0b0c0d0e0f10"; 2]),
+        ("span_id", ["0102030405060708", "0202020202020202"]),
+        ("parent_span_id", ["0909090909090909"; 2]),
+        ("ts", ["1767225600000000001"; 2]),
+        ("duration_ns", ["500", "0"]),
+        ("name", ["GET /"; 2]),
+        ("service_name", ["shop"; 2]),
+        ("kind", ["2"; 2]),
+        ("status_code", ["2"; 2]),
+        ("status_message", ["oops"; 2]),
+        ("trace_state", ["a=b"; 2]),
+        ("flags", ["257"; 2]),
+        ("attrs", [r#"{"http.status":500}"#; 2]),
+        ("resource_attrs", [r#"{"service.name":"shop"}"#; 2]),
+        ("events", [events, "-"]),
+        ("links", [&links, "-"]),
+        ("dropped_attributes_count", ["1"; 2]),
+        ("dropped_events_count", ["2"; 2]),
+        ("dropped_links_count", ["3"; 2]),
+    ] {
+        assert_eq!(f.column(Table::Spans, column).await, want, "{column}");
+    }
+}
+
+fn metric(name: &str, unit: &str, data: metric::Data) -> Metric {
+    Metric { name: name.into(), unit: unit.into(), description: "help".into(), metadata: vec![], data: Some(data) }
+}
+
+const MS: u64 = 1_767_225_600_000_000_000;
+
+pub fn metrics_request() -> ExportMetricsServiceRequest {
+    let number = |v: f64| NumberDataPoint {
+        attributes: vec![kv("http.method", text("GET"))],
+        time_unix_nano: MS,
+        start_time_unix_nano: MS - 1_000_000_000,
+        value: Some(number_data_point::Value::AsDouble(v)),
+        ..NumberDataPoint::default()
+    };
+    let exemplar = Exemplar {
+        filtered_attributes: vec![kv("user", text("7"))],
+        time_unix_nano: MS,
+        value: Some(exemplar::Value::AsDouble(0.7)),
+        span_id: vec![2; 8],
+        trace_id: vec![1; 16],
+    };
+    let sum = |temporality, points| {
+        metric::Data::Sum(Sum { data_points: points, aggregation_temporality: temporality, is_monotonic: true })
+    };
+    let histogram = HistogramDataPoint {
+        time_unix_nano: MS,
+        count: 6,
+        sum: Some(4.5),
+        bucket_counts: vec![1, 2, 3],
+        explicit_bounds: vec![0.5, 1.0],
+        exemplars: vec![exemplar],
+        ..HistogramDataPoint::default()
+    };
+    let exponential = ExponentialHistogramDataPoint {
+        time_unix_nano: MS,
+        count: 7,
+        sum: Some(9.0),
+        scale: 9,
+        zero_count: 1,
+        positive: Some(Buckets { offset: 1, bucket_counts: vec![1, 2, 3] }),
+        min: Some(0.1),
+        max: Some(2.0),
+        ..ExponentialHistogramDataPoint::default()
+    };
+    let summary = SummaryDataPoint {
+        time_unix_nano: MS,
+        count: 4,
+        sum: 8.0,
+        quantile_values: vec![summary_data_point::ValueAtQuantile { quantile: 0.5, value: 1.5 }],
+        ..SummaryDataPoint::default()
+    };
+    let stale = NumberDataPoint { flags: 1, value: None, ..number(0.0) };
+    let gauge = metric::Data::Gauge(Gauge { data_points: vec![stale] });
+    ExportMetricsServiceRequest {
+        resource_metrics: vec![ResourceMetrics {
+            resource: Some(Resource {
+                attributes: vec![
+                    kv("service.name", text("shop")),
+                    kv("service.namespace", text("eu")),
+                    kv("service.instance.id", text("i1")),
+                    kv("os.type", text("linux")),
+                ],
+                ..Resource::default()
+            }),
+            scope_metrics: vec![ScopeMetrics {
+                scope: Some(InstrumentationScope { name: "lib".into(), ..InstrumentationScope::default() }),
+                metrics: vec![
+                    metric("system.network.io", "By", sum(2, vec![number(5.0)])),
+                    metric("deltas", "", sum(1, vec![number(1.0), number(2.0)])),
+                    metric(
+                        "request.size",
+                        "By",
+                        metric::Data::Histogram(Histogram {
+                            data_points: vec![histogram],
+                            aggregation_temporality: 2,
+                        }),
+                    ),
+                    metric(
+                        "latency",
+                        "s",
+                        metric::Data::ExponentialHistogram(ExponentialHistogram {
+                            data_points: vec![exponential],
+                            aggregation_temporality: 2,
+                        }),
+                    ),
+                    metric("rpc", "", metric::Data::Summary(Summary { data_points: vec![summary] })),
+                    metric("cpu.utilization", "1", gauge),
+                ],
+                schema_url: String::new(),
+            }],
+            schema_url: String::new(),
+        }],
+    }
+}
+
+#[tokio::test]
+async fn metrics_become_prometheus_series_and_lose_nothing() {
+    let f = Fixture::new().await;
+    let answer = f.post("/api/v1/otlp/v1/metrics", &[PROTOBUF], metrics_request().encode_to_vec()).await;
+    let partial = ExportMetricsServiceResponse::decode(&answer.body[..]).unwrap().partial_success.unwrap();
+    assert_eq!((answer.status.as_u16(), partial.rejected_data_points), (200, 2));
+    assert!(partial.error_message.contains("invalid temporality"), "{}", partial.error_message);
+    let names = f.column(Table::MetricSeries, "metric").await;
+    assert_eq!(
+        names,
+        [
+            "system_network_io_bytes_total",
+            "request_size_bytes_sum",
+            "request_size_bytes_count",
+            "request_size_bytes_bucket",
+            "request_size_bytes_bucket",
+            "request_size_bytes_bucket",
+            "latency_seconds",
+            "rpc_sum",
+            "rpc_count",
+            "rpc",
+            "cpu_utilization_ratio",
+            "target_info",
+        ]
+    );
+    let labels = f.column(Table::MetricSeries, "labels").await;
+    assert_eq!(
+        labels[0],
+        r#"{"__name__":"system_network_io_bytes_total","http_method":"GET","instance":"i1","job":"eu/shop","service_instance_id":"i1","service_name":"shop","service_namespace":"eu"}"#
+    );
+    let bounds: Vec<&str> =
+        labels[3..6].iter().map(|l| l.split(r#""le":""#).nth(1).unwrap().split('"').next().unwrap()).collect();
+    assert_eq!(bounds, ["0.5", "1", "+Inf"]);
+    assert_eq!(labels[11], r#"{"__name__":"target_info","instance":"i1","job":"eu/shop","os_type":"linux"}"#);
+    let values = f.column(Table::MetricSamples, "value").await;
+    assert_eq!(values, ["5", "4.5", "6", "1", "3", "6", "8", "4", "1.5", "NaN", "1"]);
+    let starts = f.column(Table::MetricSamples, "start_ms").await;
+    assert_eq!((starts[0].as_str(), starts[1].as_str()), ("1767225599000", "-"));
+    // Scale 9 merges to 8: indexes 1, 2, 3 become 0, 1, 1, one higher in Prometheus.
+    for (column, want) in [
+        ("schema", "8"),
+        ("positive_offset", "1"),
+        ("positive_counts", "[1,5]"),
+        ("negative_counts", "[]"),
+        ("count", "7"),
+        ("zero_count", "1"),
+        ("min", "0.1"),
+        ("max", "2"),
+    ] {
+        assert_eq!(f.column(Table::MetricHistograms, column).await, [want], "{column}");
+    }
+    assert_eq!(f.column(Table::MetricExemplars, "labels").await, [r#"{"user":"7"}"#]);
+    assert_eq!(f.column(Table::MetricExemplars, "trace_id").await, ["01".repeat(16)]);
+    let origin: serde_json::Value = serde_json::from_str(&f.column(Table::MetricSeries, "origin").await[0]).unwrap();
+    assert_eq!(
+        origin,
+        json!({"attributes": {"http.method": "GET"}, "kind": "monotonic_sum", "name": "system.network.io",
+            "resource": {"os.type": "linux", "service.instance.id": "i1", "service.name": "shop", "service.namespace": "eu"},
+            "scope_name": "lib", "unit": "By"})
+    );
+    assert_eq!(f.column(Table::MetricSeries, "type").await[0], "counter");
+    assert_eq!(f.column(Table::MetricSeries, "unit").await[0], "bytes");
+}
+
+#[tokio::test]
+async fn json_metrics_and_traces_are_read() {
+    let f = Fixture::new().await;
+    let body = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"g","gauge":{"dataPoints":[
+        {"asInt":"-5","timeUnixNano":"1767225600000000000"},{"asDouble":"NaN","timeUnixNano":1767225601000000000}]}}]}]}]}"#;
+    assert_eq!(f.post("/otlp/v1/metrics", &[JSON], body).await.text(), "{}");
+    assert_eq!(f.column(Table::MetricSamples, "value").await, ["-5", "NaN"]);
+    let body = r#"{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B174",
+        "name":"n","kind":"SPAN_KIND_CLIENT","startTimeUnixNano":"1544712660000000000","endTimeUnixNano":"1544712661000000000"},
+        {"traceId":"xyz"}]}]}]}"#;
+    let answer = f.post("/otlp/v1/traces", &[JSON], body).await.json();
+    assert_eq!(answer["partialSuccess"]["rejectedSpans"], "1");
+    assert_eq!(f.column(Table::Spans, "kind").await, ["3"]);
 }

@@ -6,6 +6,7 @@
 pub mod compress;
 pub mod limits;
 pub mod log_columns;
+pub mod loki;
 pub mod ndjson;
 pub mod otlp;
 pub mod outcome;

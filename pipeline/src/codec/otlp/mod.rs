@@ -6,7 +6,26 @@
 
 pub mod json;
 mod logs;
+mod metric_names;
+mod metrics;
+mod traces;
 mod value;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use logs::decode_logs;
+pub use metrics::decode_metrics;
+pub use traces::decode_traces;
+
+use super::{Decoded, Limits, Malformed};
+
+/// `body`: protobuf. `now`: nanoseconds since the epoch.
+pub fn decode(body: &[u8], request: json::Request, limits: &Limits, now: i64) -> Result<Decoded, Malformed> {
+    match request {
+        json::Request::Logs => decode_logs(body, limits, now),
+        json::Request::Metrics => decode_metrics(body, limits, now),
+        json::Request::Traces => decode_traces(body, limits, now),
+    }
+}

@@ -234,6 +234,17 @@ impl<'a> Resource<'a> {
         out.meta = write_meta(None, dropped, schema_url, "");
         Ok(out)
     }
+
+    /// The last value of an attribute.
+    pub fn get(&self, name: &str) -> Result<Option<Any<'a>>, Fail> {
+        for kv in self.attributes.iter().rev() {
+            let (key, value) = key_value(kv)?;
+            if key == name {
+                return any(value).map(Some);
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// An `InstrumentationScope`.
