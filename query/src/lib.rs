@@ -8,6 +8,7 @@ pub mod error;
 pub mod fetch;
 pub mod http;
 pub mod limits;
+pub mod logql;
 pub mod promql;
 pub mod syntax;
 pub mod trace;

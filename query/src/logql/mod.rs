@@ -1,0 +1,46 @@
+//! LogQL: parsed whole, evaluated over [`storage::Store::scan`].
+//!
+//! **For** turning a query text, a range and limits into streams, a matrix, a vector or a scalar. **Not for** HTTP
+//! (`http::loki`) or storage.
+//!
+//! # How a query runs
+//! * Line filters and plain label filters that stand before any stage which changes the line or the labels become a
+//!   [`storage::RowFilter`]: they run where the rows are, on columns, label filters once a combination of dictionary keys.
+//! * A log query asks for its winners only (time order and limit go into the scan).
+//! * A metric query reads time, and of the labels only what its grouping needs; a row is then two additions into an array
+//!   of steps.
+//! * What the grammar knows and the evaluator does not is refused by name, never answered wrongly.
+
+pub mod ast;
+mod attrs;
+mod entry;
+mod error;
+mod eval;
+mod format;
+mod level;
+mod lexer;
+pub mod limits;
+mod logs;
+mod parser;
+mod plan;
+mod print;
+mod range;
+mod regex;
+mod stage;
+mod vector;
+
+pub use entry::{Kind, Label};
+pub use error::QueryError;
+pub use eval::{Context, Value, instant, range_query};
+pub use lexer::parse_duration;
+pub use logs::{Direction, LogEntry, LogRequest, log_query};
+pub use parser::{check_matchers, parse, parse_matchers};
+pub use print::pretty;
+pub use range::Steps;
+pub use vector::{Sample, Series};
+
+/// Bytes of the lines of a batch with the column `body`.
+pub fn body_bytes(batch: &arrow::array::RecordBatch) -> Result<usize, storage::ScanError> {
+    let offsets = plan::bodies(batch)?.value_offsets();
+    Ok(offsets.last().zip(offsets.first()).map_or(0, |(b, a)| (b - a) as usize))
+}
