@@ -3,7 +3,7 @@
 use axum::Router;
 use storage::Store;
 
-use super::{prometheus, tempo};
+use super::{loki, prometheus, tempo};
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
@@ -16,14 +16,17 @@ pub struct QueryConfig {
     pub promql: EngineOptions,
 }
 
-/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, Tempo's under `/` and `/tempo`.
+/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, Tempo's under `/` and `/tempo`, Loki's under
+/// `/loki`.
 pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
     let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()));
+    let loki = loki::routes(store.clone());
     let tempo = tempo::router(tempo::Api::new(store));
     Router::new()
         .nest("/api/v1", prometheus.clone())
         .nest("/prometheus/api/v1", prometheus)
         .merge(tempo.clone())
         .nest("/tempo", tempo)
+        .merge(loki)
 }

@@ -111,31 +111,76 @@ pub fn from_line(line: &str) -> u8 {
 }
 
 fn from_json(line: &str) -> Option<u8> {
-    let value: Value = serde_json::Deserializer::from_str(line).into_iter().next()?.ok()?;
-    fn seek(value: &Value, depth: usize) -> Option<&str> {
-        let map = value.as_object()?;
-        for field in &FIELDS {
-            if let Some(Value::String(s)) = map.get(*field) {
-                return Some(s);
-            }
-        }
-        if depth == 0 {
-            return None;
-        }
-        map.values().find_map(|v| seek(v, depth - 1))
-    }
-    known(seek(&value, 2)?)
+    let mut found = Found { pairs: Vec::new() };
+    // What was read before a fault counts.
+    let _ = serde::de::DeserializeSeed::deserialize(&mut found, &mut serde_json::Deserializer::from_str(line));
+    known(seek(&found.pairs, 2)?)
 }
 
-fn from_logfmt(line: &str) -> Option<u8> {
-    let mut decoder = super::stage::logfmt::Pairs::new(line);
-    while let Some(pair) = decoder.next() {
-        let Ok((key, value)) = pair else { continue };
-        if FIELDS.iter().any(|f| f.eq_ignore_ascii_case(key)) {
-            return known(&value);
+/// The pairs of an object in order, the first of equal keys first.
+struct Found {
+    pairs: Vec<(String, Value)>,
+}
+
+impl<'de> serde::de::DeserializeSeed<'de> for &mut Found {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for &mut Found {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(pair) = map.next_entry()? {
+            self.pairs.push(pair);
+        }
+        Ok(())
+    }
+}
+
+fn seek(pairs: &[(String, Value)], depth: usize) -> Option<&str> {
+    for field in &FIELDS {
+        if let Some((_, Value::String(s))) = pairs.iter().find(|(n, _)| n == field) {
+            return Some(s);
         }
     }
-    None
+    if depth == 0 {
+        return None;
+    }
+    pairs.iter().find_map(|(_, v)| seek_in(v, depth - 1))
+}
+
+fn seek_in(value: &Value, depth: usize) -> Option<&str> {
+    let map = value.as_object()?;
+    if let Some(s) = FIELDS.iter().find_map(|f| map.get(*f)?.as_str()) {
+        return Some(s);
+    }
+    if depth == 0 {
+        return None;
+    }
+    map.values().find_map(|v| seek_in(v, depth - 1))
+}
+
+/// The field that stands first in [`FIELDS`] counts; of equal ones the first in the line.
+fn from_logfmt(line: &str) -> Option<u8> {
+    let mut decoder = super::stage::logfmt::Pairs::new(line);
+    let mut best: Option<(usize, Cow<'_, str>)> = None;
+    while let Some(pair) = decoder.next() {
+        let Ok((key, value)) = pair else { continue };
+        if let Some(rank) = FIELDS.iter().position(|f| f.eq_ignore_ascii_case(key))
+            && best.as_ref().is_none_or(|(r, _)| rank < *r)
+        {
+            best = Some((rank, value));
+        }
+    }
+    known(&best?.1)
 }
 
 const WORDS: [(&[u8], u8); 9] = [
