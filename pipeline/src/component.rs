@@ -94,6 +94,14 @@ impl Data {
         }
     }
 
+    /// Nothing in it that a sink could write, series without points included.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Data::Logs(b) | Data::Spans(b) => b.num_rows() == 0,
+            Data::Metrics(m) => self.rows() == 0 && m.series.num_rows() == 0,
+        }
+    }
+
     /// No rows. What carries positions when there are no rows for them.
     pub fn empty() -> Self {
         Data::Logs(RecordBatch::new_empty(schema::input(Table::Logs)))

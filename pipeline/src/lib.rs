@@ -11,11 +11,13 @@
 pub mod buffer;
 pub mod codec;
 pub mod component;
+pub mod condition;
 pub mod config;
 pub mod error;
 pub mod metrics;
 pub mod sink;
 pub mod topology;
+pub mod transform;
 
 pub use component::{
     Batch, Data, Delivery, DeliveryError, Envelope, Output, Positions, Signals, Sink, SinkContext, SinkError, Source,

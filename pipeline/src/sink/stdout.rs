@@ -88,6 +88,9 @@ pub fn write_batch(batch: &Batch) -> io::Result<String> {
     Ok(out)
 }
 
+/// The NaN by which Prometheus marks the end of a series; JSON cannot tell it from others.
+const STALE_BITS: u64 = 0x7ff0_0000_0000_0002;
+
 type SeriesTexts = HashMap<i64, String>;
 
 /// What each series says of itself, as JSON members with a leading comma.
@@ -178,7 +181,13 @@ fn write_member(out: &mut String, name: &str, column: &dyn Array, row: usize, ra
         DataType::Int32 => {
             let _ = write!(out, "{}", column.as_primitive::<Int32Type>().value(row));
         }
-        DataType::Float64 => write_double(out, column.as_primitive::<Float64Type>().value(row)),
+        DataType::Float64 => {
+            let value = column.as_primitive::<Float64Type>().value(row);
+            write_double(out, value);
+            if value.to_bits() == STALE_BITS {
+                out.push_str(",\"stale\":true");
+            }
+        }
         DataType::Boolean => out.push_str(if column.as_boolean().value(row) { "true" } else { "false" }),
         DataType::Binary => {
             let _ = write!(out, "\"{}\"", hex::encode(column.as_binary::<i32>().value(row)));
@@ -274,13 +283,14 @@ mod tests {
         let mut m = MetricBatchBuilder::new();
         let labels = Labels::from_pairs([("__name__", "up"), ("job", "a")]);
         let id = m.series(&labels, SeriesMeta { metric_type: Some("gauge"), ..SeriesMeta::default() });
-        m.sample(id, 1_500, None, f64::NAN);
+        m.sample(id, 1_500, None, f64::from_bits(STALE_BITS));
         m.histogram(id, 2_000, None, &HistogramRow { positive_counts: vec![1.0, 2.0], ..HistogramRow::default() });
         m.exemplar(id, 2_000, 4.0, Some(&[3; 16]), None, r#"{"x":"y"}"#);
         let l = lines(Data::Metrics(m.finish()));
         assert_eq!(l.len(), 3);
         assert!(l.iter().all(|v| v["labels"]["__name__"] == "up" && v["type"] == "gauge"));
         assert_eq!(l[0]["value"]["$double"], "NaN");
+        assert_eq!(l[0]["stale"], true);
         assert_eq!(l[0]["timestamp"], "1970-01-01T00:00:01.500000000Z");
         assert_eq!(l[1]["positive_counts"][1], 2.0);
         assert_eq!(l[2]["exemplar_labels"]["x"], "y");

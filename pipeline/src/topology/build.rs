@@ -9,10 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     buffer::{Budget, Feed, memory},
-    component::{Output, Positions, Signals, Sink, SinkContext, Source, SourceContext, Transform},
+    component::{
+        Data, Output, Positions, Signals, Sink, SinkContext, Source, SourceContext, Transform, TransformError,
+    },
     config::PipelineConfig,
-    error::BuildError,
-    metrics::{ComponentKind, Registry},
+    error::{BuildError, ConfigError},
+    metrics::{ComponentKind, Counters, Registry},
     sink::{registry::SinkConfig, store::Destination},
     topology::{
         fanout::FanOut,
@@ -45,7 +47,7 @@ pub struct PipelineBuilder {
     transforms: Vec<(String, Vec<String>, Arc<dyn Transform>)>,
     sinks: Vec<(String, Option<Vec<String>>, SinkPlan)>,
     limits: Limits,
-    errors: Vec<crate::error::ConfigError>,
+    errors: Vec<ConfigError>,
 }
 
 enum SinkPlan {
@@ -63,6 +65,15 @@ impl PipelineBuilder {
             limits: Limits::default(),
             errors: Vec::new(),
         };
+        for (name, transform) in config.transforms {
+            match transform.build(&format!("transforms.{name}")) {
+                Ok(built) => builder.transforms.push((name, transform.inputs().to_vec(), built)),
+                Err(errors) => {
+                    builder.errors.extend(errors);
+                    builder.transforms.push((name, transform.inputs().to_vec(), Arc::new(Unbuilt)));
+                }
+            }
+        }
         for (name, sink) in config.sinks {
             builder.sinks.push((name, sink.inputs().map(<[String]>::to_vec), SinkPlan::Configured(sink)));
         }
@@ -224,6 +235,19 @@ impl PipelineBuilder {
         };
         nodes.sort_by_key(place);
         Ok(Running::new(stop, inputs, budgets, process, sources, nodes, registry, tasks))
+    }
+}
+
+/// Stands for a transform with errors while the rest of the graph is checked; such a graph is never built.
+struct Unbuilt;
+
+impl Transform for Unbuilt {
+    fn signals(&self) -> Signals {
+        Signals::ALL
+    }
+
+    fn apply(&self, data: Data, _: &Counters) -> Result<Data, TransformError> {
+        Ok(data)
     }
 }
 

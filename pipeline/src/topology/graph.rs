@@ -218,7 +218,9 @@ fn signals(
             }
             arriving = arriving.or(flow);
         }
-        flows.insert(name, if node.role == Role::Source { node.signals } else { arriving });
+        let flow = if node.role == Role::Source { node.signals } else { arriving };
+        // Nothing arrives only where an error is told already: no second one for what follows.
+        flows.insert(name, if flow.is_none() { Signals::ALL } else { flow });
     }
 }
 

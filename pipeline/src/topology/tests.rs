@@ -507,3 +507,41 @@ async fn a_failing_source_is_made_anew() {
     assert_eq!(find(&report, "a").fault(Fault::Failure), 1);
     assert_eq!(model.position("a"), Some(6));
 }
+
+#[test]
+fn a_wrong_transform_and_a_wrong_graph_are_told_together() {
+    let config = serde_json::from_str::<PipelineConfig>(
+        r#"{"transforms":{"f":{"type":"filter","inputs":["pushh"],"condition":".bdoy == 1"}}}"#,
+    )
+    .unwrap();
+    let e = PipelineBuilder::new(config).input("push", Signals::ALL).check().unwrap_err();
+    let paths: Vec<&str> = e.0.iter().map(|e| e.path.as_str()).collect();
+    assert_eq!(paths, ["transforms.f.condition", "transforms.f.inputs[0]"]);
+    assert_eq!(e.0[1].nearest.as_deref(), Some("push"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configured_transforms_run_into_a_real_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = storage::Store::open(storage::StoreConfig::new(dir.path())).await.unwrap();
+    let config = serde_json::from_str::<PipelineConfig>(
+        r#"{"transforms":{
+            "parse":{"type":"parse","inputs":["push"],"format":"logfmt","severity":"level"},
+            "keep":{"type":"filter","inputs":["parse"],"condition":".severity_number >= 17"}}}"#,
+    )
+    .unwrap();
+    let running = PipelineBuilder::new(config).input("push", Signals::ALL).build(store.clone()).unwrap();
+    let mut rows = LogBatchBuilder::new();
+    for i in 0..200 {
+        let body = format!("level={} n={i}", if i % 4 == 0 { "error" } else { "info" });
+        rows.push(&LogRow { ts: i + 1, stream_labels: r#"{"app":"x"}"#, body: &body, ..LogRow::default() });
+    }
+    let mut b = Batch::new(TenantId::default(), Data::Logs(rows.finish()));
+    b.sources = vec![SourcePosition { key: "k".into(), position: 9 }];
+    running.input("push").unwrap().deliver(b).await.unwrap();
+    assert_eq!(store.position(&TenantId::default(), "k"), Some(9));
+    let report = running.stop(DEADLINE).await;
+    assert_eq!(find(&report, "store").rows_delivered, 50);
+    assert_eq!(find(&report, "keep").dropped(DropReason::Filtered), 150);
+    store.close().await.unwrap();
+}

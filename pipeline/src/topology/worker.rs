@@ -110,7 +110,7 @@ pub(super) async fn run_transform(
             }
         }
         counters.delivered(whole.data.rows() as u64);
-        if whole.data.rows() == 0 && whole.sources.is_empty() {
+        if whole.data.is_empty() && whole.sources.is_empty() {
             ack.answer(Ok(()));
             continue;
         }
