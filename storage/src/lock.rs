@@ -46,7 +46,10 @@ impl DataDir {
                 FORMAT_VERSION
             }
         };
-        write_pid(&dir, &lock)?;
+        // Only for the message of the next one to come; a full disk must not keep us from serving what is there.
+        if let Err(e) = write_pid(&lock) {
+            tracing::warn!(dir = %dir.display(), error = %e, "cannot write the process id into the lock file");
+        }
         Ok(DataDir { path: dir, version, _lock: lock })
     }
 
@@ -137,13 +140,10 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn write_pid(dir: &Path, mut lock: &File) -> Result<(), OpenError> {
-    (|| {
-        lock.set_len(0)?;
-        lock.rewind()?;
-        writeln!(lock, "{}", std::process::id())
-    })()
-    .map_err(|e| not_writable(dir, e))
+fn write_pid(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
 }
 
 fn write_format(dir: &Path) -> Result<(), OpenError> {

@@ -101,8 +101,7 @@ impl Loader<'_> {
             return Ok(None);
         }
         let mut state = self.base(&mut listing)?;
-        loop {
-            let Some((&version, path)) = listing.entries.range(state.version + 1..).next() else { break };
+        while let Some((&version, path)) = listing.entries.range(state.version + 1..).next() {
             let path = path.clone();
             if version > state.version + 1 {
                 let reason = format!("version {} is missing before it", state.version + 1);

@@ -25,3 +25,6 @@ pub use table::{
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod model_tests;

@@ -5,7 +5,6 @@ use std::{
     hash::{BuildHasher, Hasher},
     io,
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -43,7 +42,7 @@ const COMMIT_RACES_MAX: usize = 256;
 
 /// How long entries behind the previous checkpoint stay when others write the table too. A writer that has not looked for
 /// longer would find the name of a cleared entry free and commit into the past.
-const SHARED_LOG_KEEP: Duration = Duration::from_secs(7 * 86_400);
+const SHARED_LOG_KEEP_NS: i64 = 7 * NANOS_PER_DAY;
 
 /// Tries to make an entry's folder durable before the outcome of a commit counts as unknown.
 const SETTLE_TRIES: usize = 3;
@@ -388,6 +387,12 @@ impl TableCatalog {
         self.live.load_full()
     }
 
+    /// Parts the log names that were missing or of another size when the table was opened. Retention lets them go, too.
+    pub fn unserved(&self) -> Vec<Arc<PartEntry>> {
+        let inner = self.inner.lock();
+        inner.unserved.iter().filter_map(|p| inner.state.adds.get(p).cloned()).collect()
+    }
+
     pub fn version(&self) -> i64 {
         self.inner.lock().state.version
     }
@@ -640,21 +645,22 @@ impl TableCatalog {
             state.entries_since_checkpoint = u64::try_from(state.version - version).unwrap_or(0);
         }
         if let Some(previous) = previous {
-            self.clear_log_before(previous);
+            self.clear_log_before(previous, now);
         }
         Ok(version)
     }
 
     /// Everything from the previous checkpoint on stays: a damaged newest checkpoint then costs nothing, and readers
     /// that loaded a little earlier still find their entries.
-    fn clear_log_before(&self, version: i64) {
+    fn clear_log_before(&self, version: i64, now: Timestamp) {
         let Ok(listing) = load::listing(&*self.objects, &self.options.prefix) else { return };
         let old = listing.checkpoints.range(..version).chain(listing.entries.range(..version));
         for (_, path) in old {
             if !self.options.exclusive
-                && self.objects.head(path).is_ok_and(|info| {
-                    SystemTime::now().duration_since(info.modified).unwrap_or_default() < SHARED_LOG_KEEP
-                })
+                && self
+                    .objects
+                    .head(path)
+                    .is_ok_and(|info| now.nanos().saturating_sub(info.modified.nanos()) < SHARED_LOG_KEEP_NS)
             {
                 continue;
             }

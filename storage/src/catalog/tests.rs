@@ -201,7 +201,7 @@ fn missing_parts_are_not_served_and_orphans_go() {
     f.store.put(&format!("data/default/logs/{}", b.path), b"short", PutMode::Overwrite).unwrap();
     let (c, report) = f.open();
     assert_eq!(paths(&c), BTreeSet::from([keep.path]));
-    assert_eq!((report.parts.len(), report.orphans_deleted), (2, 1));
+    assert_eq!((report.parts.len(), report.orphans_deleted, c.unserved().len()), (2, 1, 2));
     assert!(f.store.head(&c.file_of(&orphan.path)).is_err());
     // They are still in the log: a file that comes back is served again.
     f.store.put(&format!("data/default/logs/{}", a.path), b"x", PutMode::Create).unwrap();

@@ -52,13 +52,12 @@ fn unsupported(what: &str) -> Error {
 }
 
 fn meta(info: &ObjectInfo) -> ObjectMeta {
-    let modified = info.modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     ObjectMeta {
         location: Path::from(info.path.as_str()),
-        last_modified: info.modified.into(),
+        last_modified: chrono::DateTime::from_timestamp_nanos(info.modified.nanos()),
         size: info.size,
         // Objects never change once written, but for the few that are replaced whole.
-        e_tag: Some(format!("{:x}-{:x}", modified.as_nanos(), info.size)),
+        e_tag: Some(format!("{:x}-{:x}", info.modified.nanos(), info.size)),
         version: None,
     }
 }

@@ -10,6 +10,7 @@ use object_store::{
 use tokio::runtime::Handle;
 
 use super::{ObjectInfo, ObjectWriter, Objects, PutMode};
+use crate::model::Timestamp;
 
 /// Calls the store on `runtime` and waits. Must not be used on that runtime's async threads.
 #[derive(Debug)]
@@ -41,7 +42,8 @@ fn path(p: &str) -> io::Result<Path> {
 }
 
 fn info(meta: ObjectMeta) -> ObjectInfo {
-    ObjectInfo { path: meta.location.to_string(), size: meta.size, modified: meta.last_modified.into() }
+    let modified = Timestamp(meta.last_modified.timestamp_nanos_opt().unwrap_or(0));
+    ObjectInfo { path: meta.location.to_string(), size: meta.size, modified }
 }
 
 impl Objects for Bridged {

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
     io::{self, Write},
     ops::Range,
     path::{Path, PathBuf},
@@ -19,6 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{ObjectInfo, ObjectWriter, Objects, PutMode};
+use crate::vfs::{OsVfs, Vfs, VfsFile};
 
 /// Folder below the root for objects that are not complete yet.
 const TEMPORARY: &str = "tmp";
@@ -34,18 +34,27 @@ pub struct LocalStore {
 
 #[derive(Debug)]
 struct Inner {
+    vfs: Arc<dyn Vfs>,
     root: PathBuf,
     /// Folders known to exist durably, so that a put does not walk and sync its parents each time.
     folders: Mutex<HashSet<PathBuf>>,
 }
 
+/// Bytes read whole: log entries and checkpoints. Parts are read in ranges.
+const GET_BYTES_MAX: usize = 1 << 30;
+
 /// Folders remembered at most; more (very many days) only cost a look at the disk.
 const FOLDERS_KNOWN_MAX: usize = 65_536;
 
 impl LocalStore {
-    /// `root` must exist.
+    /// On the real file system. `root` must exist.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        LocalStore { inner: Arc::new(Inner { root: root.into(), folders: Mutex::new(HashSet::new()) }) }
+        Self::on(Arc::new(OsVfs), root)
+    }
+
+    /// On any file system. `root` must exist.
+    pub fn on(vfs: Arc<dyn Vfs>, root: impl Into<PathBuf>) -> Self {
+        LocalStore { inner: Arc::new(Inner { vfs, root: root.into(), folders: Mutex::new(HashSet::new()) }) }
     }
 
     pub fn root(&self) -> &Path {
@@ -68,36 +77,33 @@ impl LocalStore {
     /// Removes what unfinished writes left. Only for the holder of the data directory, before anything is written.
     pub fn clean_temporary(&self) -> io::Result<usize> {
         let folder = self.inner.root.join(TEMPORARY);
-        let mut removed = 0;
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(e),
+        let names = match self.inner.vfs.list_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names?,
         };
-        for entry in entries {
-            fs::remove_file(entry?.path())?;
-            removed += 1;
+        for name in &names {
+            self.inner.vfs.remove_file(&folder.join(name))?;
         }
-        Ok(removed)
+        Ok(names.len())
     }
 
     /// Gives an object another name, which must be free.
     pub fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.file_of(from)?, self.file_of(to)?);
         self.inner.ensure_parent(&to)?;
-        fs::hard_link(&from, &to)?;
-        sync_parent(&to)?;
-        fs::remove_file(&from)?;
-        sync_parent(&from)
+        self.inner.vfs.hard_link(&from, &to)?;
+        self.inner.sync_parent(&to)?;
+        self.inner.vfs.remove_file(&from)?;
+        self.inner.sync_parent(&from)
     }
 
-    fn temporary(&self) -> io::Result<(PathBuf, File)> {
+    fn temporary(&self) -> io::Result<(PathBuf, Arc<dyn VfsFile>)> {
         let folder = self.inner.root.join(TEMPORARY);
         self.inner.ensure_folder(&folder)?;
         loop {
             let n = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!("{}-{n}", std::process::id()));
-            match File::create_new(&path) {
+            match self.inner.vfs.create_new(&path) {
                 Ok(file) => return Ok((path, file)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(e),
@@ -107,19 +113,12 @@ impl LocalStore {
 }
 
 impl Inner {
-    /// Creates `folder` and its parents below the root, durably.
+    /// Creates `folder` and its parents, durably.
     fn ensure_folder(&self, folder: &Path) -> io::Result<()> {
         if folder == self.root || self.folders.lock().contains(folder) {
             return Ok(());
         }
-        let parent = folder.parent().unwrap_or(&self.root);
-        self.ensure_folder(parent)?;
-        match fs::create_dir(folder) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
-        sync_folder(parent)?;
+        self.vfs.create_dir_all(folder)?;
         let mut folders = self.folders.lock();
         if folders.len() < FOLDERS_KNOWN_MAX {
             folders.insert(folder.to_owned());
@@ -130,45 +129,40 @@ impl Inner {
     fn ensure_parent(&self, file: &Path) -> io::Result<()> {
         file.parent().map_or(Ok(()), |p| self.ensure_folder(p))
     }
-}
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-fn sync_parent(file: &Path) -> io::Result<()> {
-    file.parent().map_or(Ok(()), sync_folder)
+    fn sync_parent(&self, file: &Path) -> io::Result<()> {
+        file.parent().map_or(Ok(()), |p| self.vfs.sync_dir(p))
+    }
 }
 
 impl Objects for LocalStore {
     fn put(&self, path: &str, bytes: &[u8], mode: PutMode) -> io::Result<()> {
         let target = self.file_of(path)?;
-        let (temporary, mut file) = self.temporary()?;
+        let (temporary, file) = self.temporary()?;
         let placed = (|| {
-            file.write_all(bytes)?;
+            file.append(bytes)?;
             file.sync_data()?;
             self.inner.ensure_parent(&target)?;
             match mode {
                 // A hard link fails if the name exists: the one atomic "create whole" that every Unix has.
-                PutMode::Create => fs::hard_link(&temporary, &target),
-                PutMode::Overwrite => fs::rename(&temporary, &target),
+                PutMode::Create => self.inner.vfs.hard_link(&temporary, &target),
+                PutMode::Overwrite => self.inner.vfs.rename(&temporary, &target),
             }
         })();
         if placed.is_err() || mode == PutMode::Create {
-            let _ = fs::remove_file(&temporary);
+            let _ = self.inner.vfs.remove_file(&temporary);
         }
         placed?;
-        sync_parent(&target)
+        self.inner.sync_parent(&target)
     }
 
     fn get(&self, path: &str) -> io::Result<Bytes> {
-        fs::read(self.file_of(path)?).map(Bytes::from)
+        self.inner.vfs.read(&self.file_of(path)?, GET_BYTES_MAX).map(Bytes::from)
     }
 
     fn get_range(&self, path: &str, range: Range<u64>) -> io::Result<Bytes> {
-        use std::os::unix::fs::FileExt;
-        let file = File::open(self.file_of(path)?)?;
-        let len = file.metadata()?.len();
+        let file = self.inner.vfs.open_read(&self.file_of(path)?)?;
+        let len = file.len()?;
         let end = range.end.min(len);
         if range.start >= end {
             return Err(io::Error::new(
@@ -182,11 +176,11 @@ impl Objects for LocalStore {
     }
 
     fn head(&self, path: &str) -> io::Result<ObjectInfo> {
-        let meta = fs::metadata(self.file_of(path)?)?;
-        if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{path} is not a file")));
+        let meta = self.inner.vfs.metadata(&self.file_of(path)?)?;
+        if meta.is_dir {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{path} is a folder")));
         }
-        Ok(ObjectInfo { path: path.to_owned(), size: meta.len(), modified: meta.modified()? })
+        Ok(ObjectInfo { path: path.to_owned(), size: meta.len, modified: meta.modified })
     }
 
     fn list(&self, prefix: &str) -> io::Result<Vec<ObjectInfo>> {
@@ -196,30 +190,21 @@ impl Objects for LocalStore {
             p => vec![(self.file_of(p)?, format!("{p}/"))],
         };
         while let Some((folder, prefix)) = folders.pop() {
-            let entries = match fs::read_dir(&folder) {
-                Ok(entries) => entries,
+            let names = match self.inner.vfs.list_dir(&folder) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(e),
+                names => names?,
             };
-            for entry in entries {
-                let entry = entry?;
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                let kind = entry.file_type()?;
-                if kind.is_dir() {
-                    if !(prefix.is_empty() && name == TEMPORARY) {
-                        folders.push((entry.path(), format!("{prefix}{name}/")));
-                    }
-                } else if kind.is_file() {
-                    let meta = match entry.metadata() {
-                        Ok(meta) => meta,
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                        Err(e) => return Err(e),
-                    };
-                    out.push(ObjectInfo {
-                        path: format!("{prefix}{name}"),
-                        size: meta.len(),
-                        modified: meta.modified()?,
-                    });
+            for name in names {
+                let file = folder.join(&name);
+                let meta = match self.inner.vfs.metadata(&file) {
+                    // Deleted since it was listed.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    meta => meta?,
+                };
+                if !meta.is_dir {
+                    out.push(ObjectInfo { path: format!("{prefix}{name}"), size: meta.len, modified: meta.modified });
+                } else if !(prefix.is_empty() && name == TEMPORARY) {
+                    folders.push((file, format!("{prefix}{name}/")));
                 }
             }
         }
@@ -228,19 +213,19 @@ impl Objects for LocalStore {
     }
 
     fn delete(&self, path: &str) -> io::Result<()> {
-        fs::remove_file(self.file_of(path)?)
+        self.inner.vfs.remove_file(&self.file_of(path)?)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.file_of(from)?, self.file_of(to)?);
         self.inner.ensure_parent(&to)?;
-        fs::rename(&from, &to)?;
-        sync_parent(&to)?;
-        sync_parent(&from)
+        self.inner.vfs.rename(&from, &to)?;
+        self.inner.sync_parent(&to)?;
+        self.inner.sync_parent(&from)
     }
 
     fn settle(&self, path: &str) -> io::Result<()> {
-        sync_parent(&self.file_of(path)?)
+        self.inner.sync_parent(&self.file_of(path)?)
     }
 
     fn create(&self, path: &str) -> io::Result<Box<dyn ObjectWriter>> {
@@ -250,7 +235,8 @@ impl Objects for LocalStore {
             inner: self.inner.clone(),
             temporary: Some(temporary),
             target,
-            file: io::BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+            file,
+            buffer: Vec::new(),
             written: 0,
         }))
     }
@@ -264,32 +250,49 @@ struct LocalWriter {
     /// `None` once in place.
     temporary: Option<PathBuf>,
     target: PathBuf,
-    file: io::BufWriter<File>,
+    file: Arc<dyn VfsFile>,
+    buffer: Vec<u8>,
     written: u64,
 }
 
 impl Write for LocalWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(buf)?;
-        self.written += n as u64;
-        Ok(n)
+        self.buffer.extend_from_slice(buf);
+        self.written += buf.len() as u64;
+        if self.buffer.len() >= WRITE_BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(buf.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        // An append that failed may have written some: the writer must not be used again, and `finish` must not pass.
+        let appended = self.file.append(&self.buffer);
+        match appended {
+            Ok(()) => self.buffer.clear(),
+            Err(_) => self.discard(),
+        }
+        appended
+    }
+}
+
+impl LocalWriter {
+    fn discard(&mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            let _ = self.inner.vfs.remove_file(&temporary);
+        }
     }
 }
 
 impl ObjectWriter for LocalWriter {
     fn finish(mut self: Box<Self>) -> io::Result<u64> {
-        self.file.flush()?;
-        self.file.get_ref().sync_data()?;
+        self.flush()?;
+        self.file.sync_data()?;
         self.inner.ensure_parent(&self.target)?;
-        if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &self.target)?;
-        }
+        let temporary = self.temporary.as_ref().ok_or_else(|| io::Error::other("an earlier write of it failed"))?;
+        self.inner.vfs.rename(temporary, &self.target)?;
         self.temporary = None;
-        sync_parent(&self.target)?;
+        self.inner.sync_parent(&self.target)?;
         Ok(self.written)
     }
 
@@ -300,9 +303,7 @@ impl ObjectWriter for LocalWriter {
 
 impl Drop for LocalWriter {
     fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = fs::remove_file(temporary);
-        }
+        self.discard();
     }
 }
 

@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::{fs, io::Write};
 
 use object_store::{ObjectStore, PutPayload, path::Path as StorePath};
 

@@ -16,9 +16,11 @@ mod async_local;
 pub mod bridge;
 pub mod local;
 
-use std::{fmt, io, ops::Range, time::SystemTime};
+use std::{fmt, io, ops::Range};
 
 use bytes::Bytes;
+
+use crate::model::Timestamp;
 
 pub use async_local::AsyncLocal;
 pub use local::LocalStore;
@@ -35,7 +37,7 @@ pub enum PutMode {
 pub struct ObjectInfo {
     pub path: String,
     pub size: u64,
-    pub modified: SystemTime,
+    pub modified: Timestamp,
 }
 
 /// A store of objects, blocking. Absent objects give [`io::ErrorKind::NotFound`].

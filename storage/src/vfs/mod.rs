@@ -28,6 +28,8 @@ pub trait Vfs: Send + Sync + Debug {
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>>;
     /// Replaces `to` atomically if it exists.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// A second name for a file; `AlreadyExists` if it is taken, decided atomically, also against other processes.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Names (not paths) in a folder, sorted. Names that are not UTF-8 are left out: we make none.

@@ -376,6 +376,19 @@ impl Vfs for SimVfs {
         Ok(())
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.check(Op::Create)?;
+        let inode = disk.inode_of(from)?;
+        if disk.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let op = NameOp::Link { path: to.to_owned(), inode };
+        op.apply(&mut disk.names);
+        disk.pending_names.push(op);
+        Ok(())
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.check(Op::Remove)?;
