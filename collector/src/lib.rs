@@ -8,8 +8,13 @@
 //! deliver) -> a protocol's own answer ([`reply`]).
 //! [`otlp`] logs, metrics and traces over HTTP and gRPC · `loki_push` · `ndjson` · [`listen`] the accept loop for any
 //! router · [`metrics`] what was taken and refused.
+//! What this machine shows: [`file_tail`] log files · [`containers`] which containers there are, and their logs ·
+//! [`host_metrics`] figures of the host and its containers.
 
 pub mod auth;
+pub mod containers;
+pub mod file_tail;
+pub mod host_metrics;
 pub mod listen;
 mod loki_push;
 pub mod metrics;
@@ -19,3 +24,8 @@ pub mod push;
 pub mod reply;
 
 pub use push::{PushConfig, push_router};
+
+/// This machine's name: the stream label `node` and the label `instance` of host metrics.
+pub fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,184 @@
+//! A small client of the Docker API over a Unix socket: list and inspect, as Docker and Podman serve them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+
+use super::{Container, Runtime, runtime_files::CONTAINERS_MAX};
+use crate::file_tail::formats::Format;
+
+/// For one request with its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+/// Containers inspected in one refresh; the others have their turn in the next.
+const INSPECTS_MAX: usize = 200;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("cannot connect to {socket}")]
+    Connect { socket: PathBuf, source: std::io::Error },
+    #[error("no answer from {socket} to {path} within {REQUEST_TIMEOUT:?}")]
+    Timeout { socket: PathBuf, path: String },
+    #[error("{socket} answered {path} with {reason}")]
+    Answer { socket: PathBuf, path: String, reason: String },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    names: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    log_path: Option<String>,
+    #[serde(default)]
+    config: InspectedConfig,
+    #[serde(default)]
+    state: InspectedState,
+    #[serde(default)]
+    host_config: HostConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedConfig {
+    #[serde(default)]
+    image: Option<String>,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedState {
+    #[serde(default)]
+    pid: i64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    #[serde(default)]
+    log_config: LogConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct LogConfig {
+    #[serde(rename = "Type", default)]
+    kind: String,
+    /// Podman only.
+    #[serde(default)]
+    path: Option<String>,
+}
+
+/// One socket, with what was inspected before.
+pub struct DockerApi {
+    socket: PathBuf,
+    /// By id: state and names when inspected, and the outcome.
+    known: HashMap<String, (String, Vec<String>, Container)>,
+}
+
+impl DockerApi {
+    pub fn new(socket: PathBuf) -> Self {
+        DockerApi { socket, known: HashMap::new() }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// All containers. Only those that are new, renamed or in another state are inspected.
+    pub async fn containers(&mut self) -> Result<Vec<Container>, ApiError> {
+        let listed: Vec<Listed> = self.get("/containers/json?all=true").await?;
+        let mut known = HashMap::new();
+        let mut inspected = 0;
+        for l in listed.into_iter().take(CONTAINERS_MAX) {
+            let old = self.known.remove(&l.id);
+            let fresh = match old {
+                Some((state, names, c)) if state == l.state && names == l.names => Some(c),
+                _ if inspected < INSPECTS_MAX && l.id.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                    inspected += 1;
+                    // Gone between list and inspection, most likely.
+                    let answer = self.get::<Inspected>(&format!("/containers/{}/json", l.id)).await;
+                    answer.inspect_err(|error| tracing::debug!(%error, "container not inspected")).ok().map(container)
+                }
+                _ => None,
+            };
+            if let Some(c) = fresh {
+                known.insert(l.id, (l.state, l.names, c));
+            }
+        }
+        self.known = known;
+        Ok(self.known.values().map(|(_, _, c)| c.clone()).collect())
+    }
+
+    async fn get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
+        let expired = || ApiError::Timeout { socket: self.socket.clone(), path: path.to_owned() };
+        timeout(REQUEST_TIMEOUT, self.ask(path)).await.map_err(|_| expired())?
+    }
+
+    async fn ask<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
+        let wrong = |reason: String| ApiError::Answer { socket: self.socket.clone(), path: path.to_owned(), reason };
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ApiError::Connect { socket: self.socket.clone(), source })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(e.to_string()))?;
+        // Ends with this set, whatever becomes of the request.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let request = http::Request::get(path)
+            .header(http::header::HOST, "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| wrong(e.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(|e| wrong(e.to_string()))?;
+        if answer.status() != http::StatusCode::OK {
+            return Err(wrong(format!("status {}", answer.status())));
+        }
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+        let body = body.collect().await.map_err(|e| wrong(e.to_string()))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|e| wrong(format!("a body not understood: {e}")))
+    }
+}
+
+fn container(c: Inspected) -> Container {
+    // Podman calls its one file driver by either name and writes the CRI format with both; Docker has no `Path` here.
+    let podman = c.host_config.log_config.path.is_some();
+    let path = c.log_path.filter(|p| !p.is_empty()).or(c.host_config.log_config.path).filter(|p| !p.is_empty());
+    let format = match c.host_config.log_config.kind.as_str() {
+        "k8s-file" => Some(Format::Cri),
+        "json-file" => Some(if podman { Format::Cri } else { Format::DockerJson }),
+        _ => None,
+    };
+    Container {
+        name: c.name.trim_start_matches('/').to_owned(),
+        image: c.config.image.filter(|i| !i.is_empty()).unwrap_or(c.image),
+        labels: c.config.labels.unwrap_or_default(),
+        runtime: if podman { Runtime::Podman } else { Runtime::Docker },
+        logs: path.zip(format).map(|(p, f)| (PathBuf::from(p), f)).into_iter().collect(),
+        pid: u32::try_from(c.state.pid).ok().filter(|p| *p > 0),
+        pod: None,
+        id: c.id,
+    }
+}
