@@ -43,6 +43,8 @@ impl Retention {
 pub struct StoreConfig {
     pub dir: PathBuf,
     pub durability: Durability,
+    /// Names this writer in the Delta log; two stores on one bucket need two names.
+    pub node: String,
     /// Bytes the store may hold in memory (head, caches, merges in flight).
     pub memory_bytes_max: usize,
     /// Head bytes of one table that trigger a flush.
@@ -61,6 +63,7 @@ impl StoreConfig {
         StoreConfig {
             dir: dir.into(),
             durability: Durability::Group,
+            node: "local".to_owned(),
             memory_bytes_max: 768 << 20,
             flush_bytes: 128 << 20,
             flush_age: Duration::from_secs(300),

@@ -30,6 +30,8 @@ pub enum OpenError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: io::Error },
+    #[error("cannot open the write-ahead log")]
+    Wal(#[source] crate::wal::WalError),
     #[error("cannot open the table {table}")]
     Catalog { table: String, source: Box<dyn std::error::Error + Send + Sync> },
 }

@@ -33,3 +33,40 @@ pub const RUN_INDEX_BYTES_MAX: usize = 1 << 30;
 
 /// Spans of one trace for which nested-set numbers are computed; of a larger trace they stay null.
 pub const NESTED_SET_SPANS_MAX: usize = 262_144;
+
+/// Bytes a scan may hold to bring rows into time order.
+pub const SCAN_SORT_BYTES_MAX: usize = 256 << 20;
+
+/// Hours of event time one flush may spread over before its parts go by day.
+pub const FLUSH_HOURS_MAX: usize = 72;
+
+/// Batch ids remembered per store, for senders that retry.
+pub const BATCH_IDS_MAX: usize = 65_536;
+
+/// Source positions remembered; the least recently written go first.
+pub const SOURCE_POSITIONS_MAX: usize = 100_000;
+
+/// Parts whose footers and indexes are kept open.
+pub const OPEN_PARTS_MAX: usize = 512;
+
+/// Head bytes of one table that an idle table is flushed at, and the time it must be idle.
+pub const IDLE_FLUSH_BYTES: usize = 1 << 20;
+pub const IDLE_FLUSH_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// WAL bytes of decoded batches flushed at a time after a restart.
+pub const REPLAY_FLUSH_WAL_BYTES: u64 = 24 << 20;
+
+/// Longest wait of an append for head memory before it is refused.
+pub const APPEND_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Tables of all tenants; one more is refused.
+pub const TABLES_MAX: usize = 6_000;
+
+/// Active WAL segments of at least this size are ended when every row is in a part, so that the disk is given back.
+pub const WAL_ROTATE_BYTES: u64 = 4 << 20;
+
+/// WAL bytes on disk that force a flush of the table that holds the oldest record.
+pub const WAL_BYTES_MAX: u64 = 1 << 30;
+
+/// Batches up to this size are encoded on the caller's thread; larger ones on a blocking thread.
+pub const INLINE_ENCODE_BYTES: usize = 64 << 10;

@@ -1,21 +1,39 @@
-//! The store: open, append, scan, close.
+//! The store: append, scan, labels, close. Opening is in [`crate::open`], background work in [`crate::compact::worker`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use arrow::{
-    array::{Array, AsArray, Int64Array, RecordBatch},
-    datatypes::Int32Type,
-};
-use parking_lot::RwLock;
-use tokio::sync::mpsc;
+use arrow::array::RecordBatch;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    AppendError, OpenError, ScanError, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector, StoreConfig, limits,
-    model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, labels::id_of_json, schema},
-    scan::select::{self, RowSelector},
+    AppendError, OpenError, ScanError, ScanRequest, ScanStats, ScanStream, Selector, StoreConfig,
+    catalog::{PartEntry, Purge, TableCatalog},
+    head::{
+        HeadBatch, HeadRows, TableHead,
+        rows::{self, StoredRows},
+        series::LabelIndex,
+    },
+    limits,
+    lock::DataDir,
+    metrics::StoreMetrics,
+    model::{Labels, Matcher, Table, TenantId, TimeRange},
+    object::Objects,
+    part_cache::{HeadSource, PartCache, PartSource},
+    scan::{
+        select::{self, RowSelector},
+        stream::{RowSource, ScanJob},
+    },
+    sources::{Admission, SourceMemory},
+    vfs::{Clock, Vfs},
+    wal::{self, Wal},
 };
 
 /// How far a source has got, kept durable in the same WAL record as the rows that position stands for.
@@ -34,7 +52,7 @@ pub struct Append {
     /// Batches of the tables' input schemas.
     pub rows: Vec<(Table, RecordBatch)>,
     pub sources: Vec<SourcePosition>,
-    /// A batch id seen before (among the latest 65,536 of the tenant) is acknowledged and not stored again.
+    /// A batch id seen before (among the latest 65,536) is acknowledged and not stored again.
     pub batch_id: Option<[u8; 16]>,
 }
 
@@ -64,223 +82,565 @@ pub struct SeriesInfo {
     pub help: Option<Arc<str>>,
 }
 
-#[derive(Default)]
-struct TableHead {
-    batches: Vec<RecordBatch>,
+/// Files and clock of a store; the real ones unless a test brings its own.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    pub vfs: Arc<dyn Vfs>,
+    pub clock: Arc<dyn Clock>,
+    /// Take the directory's lock and check whose it is. Off on a file system that only this process sees.
+    pub lock_dir: bool,
 }
 
-/// An open store. Clones share it.
+impl Default for Environment {
+    fn default() -> Self {
+        Environment {
+            vfs: Arc::new(crate::vfs::OsVfs),
+            clock: Arc::new(crate::vfs::SystemClock::default()),
+            lock_dir: true,
+        }
+    }
+}
+
+/// An open store. Clones share it; the last one dropped closes it without a flush (the WAL keeps the rows).
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
+    _closer: Arc<Closer>,
 }
 
-struct Inner {
-    heads: RwLock<BTreeMap<(TenantId, Table), TableHead>>,
-    positions: RwLock<HashMap<(TenantId, String), u64>>,
+/// Waits for a future on a thread of ours that blocks anyway.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    let waiting = std::thread::current();
+    let waker = std::task::Waker::from(Arc::new(Unpark(waiting)));
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(out) => return out,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl std::task::Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Ends the background threads when the last [`Store`] is gone.
+struct Closer(Weak<Inner>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.stop.store(true, Ordering::SeqCst);
+            inner.wake.wake();
+        }
+    }
+}
+
+/// Wakes the background threads.
+#[derive(Default)]
+pub(crate) struct Wake {
+    flag: Mutex<u64>,
+    changed: parking_lot::Condvar,
+}
+
+impl Wake {
+    pub fn wake(&self) {
+        *self.flag.lock() += 1;
+        self.changed.notify_all();
+    }
+
+    /// Until woken or `limit` has passed.
+    pub fn wait(&self, limit: Duration) {
+        let mut flag = self.flag.lock();
+        self.changed.wait_for(&mut flag, limit);
+    }
+}
+
+/// Head and parts of one table: read together, swapped together.
+pub(crate) struct TableData {
+    pub head: TableHead,
+    /// Older rows first.
+    pub parts: Arc<Vec<Arc<PartEntry>>>,
+}
+
+pub(crate) struct TableState {
+    pub tenant: TenantId,
+    pub table: Table,
+    pub data: RwLock<TableData>,
+    /// Replaced when a commit's outcome was not known and the table had to be loaded again.
+    pub catalog: RwLock<Arc<TableCatalog>>,
+    pub reload: AtomicBool,
+    pub index: RwLock<LabelIndex>,
+    /// Held by whoever turns head rows into parts, or merges them.
+    pub flush: Mutex<()>,
+    /// Streams of batches that a replay left in the WAL are in the index.
+    pub replay_indexed: AtomicBool,
+    /// A part that could not be read, and until when (monotonic) the table is left alone by the compactor.
+    pub compact_not_before: Mutex<Duration>,
+}
+
+pub(crate) struct Inner {
+    pub config: StoreConfig,
+    pub env: Environment,
+    pub objects: Arc<dyn Objects>,
+    pub wal: Wal,
+    pub tables: RwLock<BTreeMap<(TenantId, Table), Arc<TableState>>>,
+    pub sources: Arc<SourceMemory>,
+    pub parts: PartCache,
+    /// Bytes of all heads, and of appends on their way into them.
+    pub head_bytes: AtomicUsize,
+    pub head_freed: Notify,
+    /// Highest sequence number whose rows are in a head (or a part).
+    pub published_seq: AtomicU64,
+    /// Percent of the disk in use while writes are refused, else 0.
+    pub disk_full_percent: AtomicU8,
+    pub stop: AtomicBool,
+    pub closed: AtomicBool,
+    pub wake: Wake,
+    pub workers: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub metrics: Arc<StoreMetrics>,
+    pub purge: Purge,
+    pub compact_limits: crate::compact::plan::Limits,
+    /// Given back by [`Inner::close`], after everything that writes has ended.
+    pub dir: Mutex<Option<DataDir>>,
 }
 
 impl Store {
-    pub async fn open(_config: StoreConfig) -> Result<Store, OpenError> {
-        Ok(Store {
-            inner: Arc::new(Inner { heads: RwLock::new(BTreeMap::new()), positions: RwLock::new(HashMap::new()) }),
-        })
+    /// Opens or creates the store at `config.dir`: replays the WAL in bounded memory, then is ready.
+    pub async fn open(config: StoreConfig) -> Result<Store, OpenError> {
+        Self::open_on(config, Environment::default()).await
+    }
+
+    /// As [`Store::open`] on another file system and clock.
+    pub async fn open_on(config: StoreConfig, env: Environment) -> Result<Store, OpenError> {
+        tokio::task::spawn_blocking(move || crate::open::open(config, env))
+            .await
+            .map_err(|e| OpenError::Foreign {
+                dir: std::path::PathBuf::new(),
+                reason: format!("open panicked: {e}"),
+            })?
+            .map(|inner| Store { _closer: Arc::new(Closer(Arc::downgrade(&inner))), inner })
     }
 
     /// Returns when the rows are durable (see [`crate::Durability`]) and visible to scans that start afterwards.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let mut rows = 0;
-        let mut heads = self.inner.heads.write();
-        for (table, batch) in append.rows {
-            if batch.schema() != schema::input(table) {
-                return Err(AppendError::Invalid(format!("batch does not have the schema of {}", table.name())));
-            }
-            rows += batch.num_rows();
-            let stored = derive(table, &batch)?;
-            heads.entry((append.tenant.clone(), table)).or_default().batches.push(stored);
-        }
-        let mut positions = self.inner.positions.write();
-        for s in append.sources {
-            positions.insert((append.tenant.clone(), s.key), s.position);
-        }
+        let inner = &self.inner;
+        inner.check_open()?;
+        let _admitted = match append.batch_id {
+            None => None,
+            Some(id) => match inner.sources.admit(&append.tenant, id) {
+                Admission::Duplicate => {
+                    return Ok(Appended {
+                        rows: append.rows.iter().map(|(_, b)| b.num_rows()).sum(),
+                        duplicate: true,
+                    });
+                }
+                Admission::InFlight => {
+                    return Err(AppendError::Overloaded { retry_after: Duration::from_secs(1) });
+                }
+                Admission::New(guard) => Some(guard),
+            },
+        };
+        let input_bytes: usize = append.rows.iter().map(|(_, b)| b.get_array_memory_size()).sum();
+        let reserved = inner.reserve_head(input_bytes).await?;
+        let rows = append.rows.iter().map(|(_, b)| b.num_rows()).sum();
+        let entry = if input_bytes > limits::INLINE_ENCODE_BYTES {
+            let inner = inner.clone();
+            tokio::task::spawn_blocking(move || inner.prepare(append, reserved))
+                .await
+                .map_err(|e| AppendError::Invalid(format!("cannot encode the batch: {e}")))??
+        } else {
+            inner.prepare(append, reserved)?
+        };
+        let Some(entry) = entry else { return Ok(Appended { rows, duplicate: false }) };
+        inner.wal.append(entry).await.map_err(|e| inner.append_failed(e))?;
         Ok(Appended { rows, duplicate: false })
     }
 
     /// The durable position of a source's input, if it ever wrote one.
     pub fn position(&self, tenant: &TenantId, key: &str) -> Option<u64> {
-        self.inner.positions.read().get(&(tenant.clone(), key.to_owned())).copied()
+        self.inner.sources.position(tenant, key)
     }
 
     /// Rows under one snapshot: everything acknowledged before the call, nothing twice.
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanStream, ScanError> {
         let stats = Arc::new(ScanStats::default());
-        let selector = match &request.selector {
-            Selector::All => RowSelector::All,
-            Selector::Ids(ids) => RowSelector::Ids(ids.iter().copied().collect()),
-            Selector::Trace(t) => RowSelector::Trace(*t),
-            Selector::Labels(m) => RowSelector::Ids(match request.table {
-                Table::Logs => self.streams(&request.tenant, m, request.range).await?.iter().map(|s| s.id).collect(),
-                _ => self.series(&request.tenant, m, request.range).await?.iter().map(|s| s.id).collect(),
-            }),
-        };
-        select::needed_columns(&request, &selector)?;
-        let batches = self
-            .inner
-            .heads
-            .read()
-            .get(&(request.tenant.clone(), request.table))
-            .map(|h| h.batches.clone())
-            .unwrap_or_default();
-        let mut hits = Vec::new();
-        for b in &batches {
-            let kept = select::select(&request, &selector, b, &stats)?;
-            if kept.num_rows() > 0 {
-                hits.push(kept);
-            }
+        let (sender, receiver) = mpsc::channel(limits::SCAN_QUEUE_BATCHES);
+        let stream = ScanStream::new(receiver, stats.clone());
+        let inner = self.inner.clone();
+        // Errors of the request itself come from here, those of reading through the stream.
+        let job = tokio::task::spawn_blocking(move || inner.plan_scan(request, stats))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))??;
+        if let Some(job) = job {
+            // The task ends by itself when the stream is dropped: its channel closes.
+            #[allow(clippy::disallowed_methods, reason = "bounded by the stream that is returned")]
+            drop(tokio::task::spawn_blocking(move || job.run(&sender)));
         }
-        let mut out = Vec::new();
-        if request.order != ScanOrder::Commit && !hits.is_empty() {
-            let all = arrow::compute::concat_batches(&hits[0].schema(), &hits)?;
-            let times = select::times_of(request.table, &all)?;
-            let mut order: Vec<i64> = (0..times.len() as i64).collect();
-            order.sort_by_key(|i| times[*i as usize]);
-            if request.order == ScanOrder::TimeDescending {
-                order.reverse();
-            }
-            order.truncate(request.limit.unwrap_or(usize::MAX));
-            let taken = arrow::compute::take_record_batch(&all, &Int64Array::from(order))?;
-            let mut at = 0;
-            while at < taken.num_rows() {
-                let n = limits::SCAN_BATCH_ROWS.min(taken.num_rows() - at);
-                out.push(taken.slice(at, n));
-                at += n;
-            }
-        } else {
-            let mut left = request.limit.unwrap_or(usize::MAX);
-            for b in hits {
-                let n = left.min(b.num_rows());
-                left -= n;
-                if n > 0 {
-                    out.push(b.slice(0, n));
-                }
-            }
-        }
-        let (tx, rx) = mpsc::channel(out.len().max(1));
-        for b in out {
-            let b = select::project(&request, &b)?;
-            let _ = tx.try_send(Ok(b));
-        }
-        Ok(ScanStream::new(rx, stats))
+        Ok(stream)
     }
 
-    /// Log streams with a record in the range, by labels; sorted by labels.
+    /// Log streams with a record in the range (in hours at the edges), by labels; sorted by labels.
     pub async fn streams(
         &self,
         tenant: &TenantId,
         matchers: &[Matcher],
         range: TimeRange,
     ) -> Result<Vec<StreamInfo>, ScanError> {
-        let heads = self.inner.heads.read();
-        let mut seen = HashSet::new();
-        let mut out = Vec::new();
-        for b in heads.get(&(tenant.clone(), Table::Logs)).map(|h| h.batches.as_slice()).unwrap_or_default() {
-            let times = select::times_of(Table::Logs, b)?;
-            let d = b.column_by_name("stream_labels").expect("stored schema").as_dictionary::<Int32Type>();
-            let values = d.values().as_string::<i32>();
-            for (i, t) in times.iter().enumerate() {
-                let json = values.value(d.keys().value(i) as usize);
-                if range.contains(Timestamp(*t)) && seen.insert(json.to_owned()) {
-                    let labels = Labels::from_json(json).map_err(|e| ScanError::Internal(e.to_string()))?;
-                    if matchers.iter().all(|m| m.matches(&labels)) {
-                        out.push(StreamInfo { id: id_of_json(json), labels: Arc::new(labels) });
-                    }
-                }
-            }
-        }
-        out.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(out)
+        let found = self.find(tenant, Table::Logs, matchers, range).await?;
+        Ok(found.into_iter().map(|(id, e)| StreamInfo { id, labels: e.labels }).collect())
     }
 
-    /// Metric series alive in the range, by labels; sorted by labels.
+    /// Metric series alive in the range (in days at the edges), by labels; sorted by labels.
     pub async fn series(
         &self,
         tenant: &TenantId,
         matchers: &[Matcher],
         range: TimeRange,
     ) -> Result<Vec<SeriesInfo>, ScanError> {
-        let heads = self.inner.heads.read();
-        let mut seen = HashSet::new();
-        let mut out = Vec::new();
-        for b in heads.get(&(tenant.clone(), Table::MetricSeries)).map(|h| h.batches.as_slice()).unwrap_or_default() {
-            let ids =
-                b.column_by_name("series_id").expect("stored schema").as_primitive::<arrow::datatypes::Int64Type>();
-            let json = b.column_by_name("labels").expect("stored schema").as_string::<i32>();
-            let text = |name: &str, i: usize| {
-                let d = b.column_by_name(name).expect("stored schema").as_dictionary::<Int32Type>();
-                d.is_valid(i)
-                    .then(|| Arc::<str>::from(d.values().as_string::<i32>().value(d.keys().value(i) as usize)))
-            };
-            let first =
-                b.column_by_name("first_ms").expect("stored schema").as_primitive::<arrow::datatypes::Int64Type>();
-            let last =
-                b.column_by_name("last_ms").expect("stored schema").as_primitive::<arrow::datatypes::Int64Type>();
-            for i in 0..b.num_rows() {
-                if range.overlaps(Timestamp::from_millis(first.value(i)), Timestamp::from_millis(last.value(i)))
-                    && seen.insert(ids.value(i))
-                {
-                    let labels = Labels::from_json(json.value(i)).map_err(|e| ScanError::Internal(e.to_string()))?;
-                    if matchers.iter().all(|m| m.matches(&labels)) {
-                        out.push(SeriesInfo {
-                            id: ids.value(i),
-                            labels: Arc::new(labels),
-                            metric_type: text("type", i),
-                            unit: text("unit", i),
-                            help: text("help", i),
-                        });
-                    }
-                }
-            }
-        }
-        out.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(out)
+        let found = self.find(tenant, Table::MetricSeries, matchers, range).await?;
+        Ok(found
+            .into_iter()
+            .map(|(id, e)| {
+                let text = e.meta.as_deref().cloned().unwrap_or_default();
+                SeriesInfo { id, labels: e.labels, metric_type: text.metric_type, unit: text.unit, help: text.help }
+            })
+            .collect())
+    }
+
+    async fn find(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        matchers: &[Matcher],
+        range: TimeRange,
+    ) -> Result<Vec<(i64, crate::head::series::Entry)>, ScanError> {
+        let Some(state) = self.inner.table(tenant, table) else { return Ok(Vec::new()) };
+        let (inner, matchers) = (self.inner.clone(), matchers.to_vec());
+        tokio::task::spawn_blocking(move || {
+            inner.ensure_indexed(&state, range)?;
+            let mut out: Vec<_> = state.index.read().find(&matchers, range).into_iter().collect();
+            out.sort_by(|a, b| a.1.labels.cmp(&b.1.labels));
+            Ok(out)
+        })
+        .await
+        .map_err(|e| ScanError::Internal(e.to_string()))?
     }
 
     /// Tenants that hold data.
     pub fn tenants(&self) -> Vec<TenantId> {
-        let mut out: Vec<TenantId> = self.inner.heads.read().keys().map(|(t, _)| t.clone()).collect();
+        let mut out: Vec<TenantId> = self.inner.tables.read().keys().map(|(t, _)| t.clone()).collect();
         out.dedup();
         out
     }
 
     /// Turns all head rows into parts.
     pub async fn flush(&self) -> Result<(), ScanError> {
-        Ok(())
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.flush_all())
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
     }
 
-    /// Refuses new writes, flushes the head, ends background work.
+    /// Runs every compaction that is due, as if all hours were closed and quiet.
+    pub async fn compact(&self) -> Result<(), ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.compact_all())
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Refuses new writes, flushes the head so that the files are complete, ends background work.
     pub async fn close(&self) -> Result<(), ScanError> {
-        Ok(())
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.close(true))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// As [`Store::close`], but the head stays in the WAL, as after a crash.
+    pub async fn abandon(&self) -> Result<(), ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.close(false))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Live parts by level: 0 flushed, 1 merged in the open hour, 2 merged of a closed hour.
+    pub fn parts_by_level(&self) -> HashMap<u8, usize> {
+        self.inner.parts_by_level()
+    }
+
+    /// Counters and gauges of the store.
+    pub fn metrics(&self) -> Arc<StoreMetrics> {
+        self.inner.observe();
+        self.inner.metrics.clone()
+    }
+
+    pub fn config(&self) -> &StoreConfig {
+        &self.inner.config
     }
 }
 
-/// Adds the columns the store derives.
-fn derive(table: Table, batch: &RecordBatch) -> Result<RecordBatch, AppendError> {
-    let mut columns = batch.columns().to_vec();
-    match table {
-        Table::Logs => {
-            let d = batch.column(2).as_dictionary::<Int32Type>();
-            let values = d.values().as_string::<i32>();
-            let ids: Vec<i64> = values.iter().map(|v| id_of_json(v.unwrap_or("{}"))).collect();
-            let stream: Int64Array = d.keys().values().iter().map(|k| ids[*k as usize]).collect();
-            columns.push(Arc::new(stream));
-            columns.push(Arc::new(Int64Array::from(vec![0; batch.num_rows()])));
+/// Head bytes reserved for an append; given back if it does not get there.
+pub(crate) struct Reserved {
+    inner: Arc<Inner>,
+    bytes: usize,
+}
+
+impl Reserved {
+    /// The bytes are now counted by the head itself.
+    fn spent(mut self) {
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
+        self.inner.head_bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Inner {
+    pub(crate) fn check_open(&self) -> Result<(), AppendError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(AppendError::Closed);
         }
-        Table::Spans => {
-            for _ in 0..4 {
-                columns.push(arrow::array::new_null_array(&arrow::datatypes::DataType::Int32, batch.num_rows()));
+        let used = self.disk_full_percent.load(Ordering::Relaxed);
+        if used > 0 {
+            self.metrics.append_disk_full.fetch_add(1, Ordering::Relaxed);
+            return Err(AppendError::DiskFull {
+                used_percent: used,
+                limit_percent: (self.config.disk_used_max * 100.0) as u8,
+                retry_after: Duration::from_secs(5),
+            });
+        }
+        Ok(())
+    }
+
+    fn append_failed(&self, e: wal::WalError) -> AppendError {
+        match e {
+            wal::WalError::TooLarge { .. } => AppendError::Invalid(e.to_string()),
+            wal::WalError::Closed => AppendError::Closed,
+            wal::WalError::NoSpace { .. } => {
+                self.metrics.append_disk_full.fetch_add(1, Ordering::Relaxed);
+                AppendError::DiskFull {
+                    used_percent: 100,
+                    limit_percent: (self.config.disk_used_max * 100.0) as u8,
+                    retry_after: Duration::from_secs(5),
+                }
+            }
+            e => AppendError::Io(e.to_string()),
+        }
+    }
+
+    pub(crate) fn head_bytes_max(&self) -> usize {
+        self.config.memory_bytes_max / 2
+    }
+
+    /// Waits until the head has room.
+    async fn reserve_head(self: &Arc<Self>, bytes: usize) -> Result<Reserved, AppendError> {
+        let max = self.head_bytes_max();
+        let deadline = tokio::time::Instant::now() + limits::APPEND_WAIT_MAX;
+        loop {
+            let freed = self.head_freed.notified();
+            let held = self.head_bytes.load(Ordering::Relaxed);
+            // A batch larger than the whole budget passes alone rather than never.
+            if held == 0 || held + bytes <= max {
+                self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
+                return Ok(Reserved { inner: self.clone(), bytes });
+            }
+            self.wake.wake();
+            if tokio::time::timeout_at(deadline, freed).await.is_err() {
+                self.metrics.append_overloaded.fetch_add(1, Ordering::Relaxed);
+                return Err(AppendError::Overloaded { retry_after: Duration::from_secs(2) });
+            }
+            self.check_open()?;
+        }
+    }
+
+    pub(crate) fn table(&self, tenant: &TenantId, table: Table) -> Option<Arc<TableState>> {
+        self.tables.read().get(&(tenant.clone(), table)).cloned()
+    }
+
+    /// The table, created when this is its first row.
+    fn table_or_create(&self, tenant: &TenantId, table: Table) -> Result<Arc<TableState>, AppendError> {
+        if let Some(state) = self.table(tenant, table) {
+            return Ok(state);
+        }
+        let mut tables = self.tables.write();
+        if let Some(state) = tables.get(&(tenant.clone(), table)) {
+            return Ok(state.clone());
+        }
+        if tables.len() >= limits::TABLES_MAX {
+            return Err(AppendError::Invalid(format!("more than {} tables; use fewer tenants", limits::TABLES_MAX)));
+        }
+        let state = crate::open::open_table(&self.objects, &self.env, tenant, table)
+            .map_err(|e| AppendError::Io(format!("cannot create table {tenant}/{}: {e}", table.name())))?;
+        let state = Arc::new(state);
+        tables.insert((tenant.clone(), table), state.clone());
+        Ok(state)
+    }
+
+    /// Derives columns, encodes the WAL record and prepares what happens once it is durable. `None`: nothing to write.
+    fn prepare(self: &Arc<Self>, append: Append, reserved: Reserved) -> Result<Option<wal::Entry>, AppendError> {
+        let mut stored = Vec::with_capacity(append.rows.len());
+        let mut lives = HashMap::new();
+        for (table, batch) in &append.rows {
+            if batch.num_rows() > 0 && *table != Table::MetricSeries {
+                crate::head::points::lives_of(*table, batch, &mut lives)?;
+                stored.push(rows::derive(*table, batch)?);
             }
         }
-        _ => {}
+        for (table, batch) in &append.rows {
+            if *table == Table::MetricSeries && batch.num_rows() > 0 {
+                rows::check_schema(*table, batch)?;
+                let state = self.table_or_create(&append.tenant, *table)?;
+                self.ensure_days(&state, &lives.keys().map(|(_, day)| *day).collect())
+                    .map_err(|e| AppendError::Io(e.to_string()))?;
+                if let Some(new) = crate::head::points::new_series(&state.index.read(), batch, &lives)? {
+                    // First, so that a series is visible no later than its points.
+                    stored.insert(0, rows::derive(Table::MetricSeries, &new)?);
+                }
+            }
+        }
+        if stored.is_empty() && append.sources.is_empty() && append.batch_id.is_none() {
+            return Ok(None);
+        }
+        let mut sections = Vec::with_capacity(stored.len() + append.sources.len() + 1);
+        let mut targets = Vec::with_capacity(stored.len());
+        for rows in &stored {
+            targets.push(self.table_or_create(&append.tenant, rows.table)?);
+            let encoded =
+                wal::encode_batch(rows.table, &rows.batch).map_err(|e| AppendError::Invalid(e.to_string()))?;
+            sections.push(wal::Section::Batch(encoded));
+        }
+        for s in &append.sources {
+            sections.push(wal::Section::Position { key: s.key.clone(), position: s.position });
+        }
+        if let Some(id) = append.batch_id {
+            sections.push(wal::Section::BatchId(id));
+        }
+        let (inner, tenant, batch_id, sources) =
+            (self.clone(), append.tenant.clone(), append.batch_id, append.sources);
+        let publish = Box::new(move |committed: &wal::Committed| {
+            inner.publish(committed.seq, stored, &targets, lives, reserved);
+            inner.sources.record(&tenant, &sources, batch_id);
+            inner.published_seq.fetch_max(committed.seq, Ordering::Release);
+        });
+        Ok(Some(wal::Entry { tenant: append.tenant, sections, publish }))
     }
-    RecordBatch::try_new(schema::stored(table), columns).map_err(|e| AppendError::Invalid(e.to_string()))
+
+    /// Puts durable rows into their heads. Runs on the WAL's writer thread, in sequence order.
+    fn publish(
+        &self,
+        seq: u64,
+        stored: Vec<StoredRows>,
+        targets: &[Arc<TableState>],
+        lives: HashMap<(i64, i64), (i64, i64)>,
+        reserved: Reserved,
+    ) {
+        let arrived = self.env.clock.monotonic();
+        for (rows, state) in stored.into_iter().zip(targets) {
+            self.metrics.rows_in(rows.table, rows.batch.num_rows());
+            crate::head::points::index_rows(&mut state.index.write(), &rows);
+            let bytes = rows.batch.get_array_memory_size();
+            self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let mut data = state.data.write();
+            data.head.push(HeadBatch {
+                first_seq: seq,
+                last_seq: seq,
+                row_count: rows.batch.num_rows(),
+                min_ts: rows.min_ts,
+                max_ts: rows.max_ts,
+                bytes,
+                arrived,
+                rows: HeadRows::Memory(rows.batch),
+            });
+            if data.head.bytes >= self.config.flush_bytes {
+                self.wake.wake();
+            }
+        }
+        if !lives.is_empty()
+            && let Some(tenant) = targets.first().map(|t| &t.tenant)
+            && let Some(series) = self.table(tenant, Table::MetricSeries)
+        {
+            let mut index = series.index.write();
+            for ((id, day), (min, max)) in lives {
+                index.touch(day, id, min, max);
+            }
+        }
+        reserved.spent();
+    }
+
+    fn plan_scan(
+        self: &Arc<Self>,
+        request: ScanRequest,
+        stats: Arc<ScanStats>,
+    ) -> Result<Option<ScanJob>, ScanError> {
+        let selector = match &request.selector {
+            Selector::All => RowSelector::All,
+            Selector::Ids(ids) => RowSelector::Ids(ids.iter().copied().collect()),
+            Selector::Trace(t) => RowSelector::Trace(*t),
+            Selector::Labels(matchers) => {
+                let owner = match request.table {
+                    Table::Logs => Table::Logs,
+                    Table::Spans => {
+                        return Err(ScanError::Invalid("spans have no stream labels to select by".into()));
+                    }
+                    _ => Table::MetricSeries,
+                };
+                let ids = match self.table(&request.tenant, owner) {
+                    None => HashSet::new(),
+                    Some(state) => {
+                        self.ensure_indexed(&state, request.range)?;
+                        state.index.read().find(matchers, request.range).into_keys().collect()
+                    }
+                };
+                RowSelector::Ids(ids)
+            }
+        };
+        let columns = select::needed_columns(&request, &selector)?;
+        if matches!(&selector, RowSelector::Ids(ids) if ids.is_empty()) {
+            return Ok(None);
+        }
+        let Some(state) = self.table(&request.tenant, request.table) else { return Ok(None) };
+        let (parts, head) = {
+            let data = state.data.read();
+            (data.parts.clone(), data.head.batches.clone())
+        };
+        let mut sources: Vec<Arc<dyn RowSource>> = Vec::with_capacity(parts.len() + head.len());
+        for part in parts.iter() {
+            if request.range.overlaps(part.min_ts, part.max_ts) {
+                let file = state.catalog.read().file_of(&part.path);
+                sources.push(Arc::new(PartSource {
+                    objects: self.objects.clone(),
+                    cache: self.parts.clone(),
+                    file,
+                    entry: part.clone(),
+                }));
+            } else {
+                ScanStats::add(&stats.parts_pruned, 1);
+            }
+        }
+        ScanStats::add(&stats.parts, parts.len());
+        for batch in head {
+            let (min, max) = (crate::model::Timestamp(batch.min_ts), crate::model::Timestamp(batch.max_ts));
+            if request.range.overlaps(min, max) {
+                sources.push(Arc::new(HeadSource { table: request.table, batch }));
+            }
+        }
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        Ok(Some(ScanJob { request, selector, columns, sources, stats, workers }))
+    }
 }

@@ -7,5 +7,6 @@ pub mod plan;
 pub mod retention;
 #[cfg(test)]
 mod tests;
+pub(crate) mod worker;
 
 pub use plan::{Job, Limits};

@@ -3,5 +3,6 @@
 
 pub mod request;
 pub mod select;
+pub(crate) mod stream;
 
 pub use request::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};

@@ -99,6 +99,8 @@ pub struct ScanStats {
     pub parts_pruned: AtomicU64,
     pub row_groups: AtomicU64,
     pub row_groups_pruned: AtomicU64,
+    /// Parts or head batches that could not be read and were left out.
+    pub damaged: AtomicU64,
     /// Rows looked at, after pruning.
     pub rows_scanned: AtomicU64,
     /// Rows given to the reader.

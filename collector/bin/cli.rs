@@ -1,0 +1,70 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::units::{Bytes, Fsync};
+
+#[derive(Debug, Parser)]
+#[command(name = "sightline", version, about = "Metrics, logs and traces in one binary: collect, store, query")]
+#[command(after_help = "Without a subcommand: collect from this machine, store, and serve queries.\n\
+    Every flag is also a key of the YAML file (with _ for -) and an environment variable SIGHTLINE_*;\n\
+    a flag beats the environment, the environment beats the file.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Collect, store and serve (the default)
+    Serve(ServeArgs),
+    /// Check a configuration file: every error at once, with line and column
+    Check(CheckArgs),
+    /// Print a completion script for a shell
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// YAML configuration file
+    #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where everything is stored [default: ./sightline-data]
+    #[arg(long, env = "SIGHTLINE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the HTTP API [default: 127.0.0.1:7600]
+    #[arg(long, env = "SIGHTLINE_HTTP", value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Address of OTLP over gRPC [default: 127.0.0.1:4317]
+    #[arg(long, env = "SIGHTLINE_OTLP_GRPC", value_name = "ADDR")]
+    pub otlp_grpc: Option<SocketAddr>,
+    /// Address of OTLP over HTTP [default: 127.0.0.1:4318]
+    #[arg(long, env = "SIGHTLINE_OTLP_HTTP", value_name = "ADDR")]
+    pub otlp_http: Option<SocketAddr>,
+    /// Take pushes only: no logs and metrics of this machine
+    #[arg(long, env = "SIGHTLINE_NO_COLLECT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub no_collect: Option<bool>,
+    /// When a write is acknowledged: group, interval=200ms or none [default: group]
+    #[arg(long, env = "SIGHTLINE_FSYNC", value_name = "MODE")]
+    pub fsync: Option<Fsync>,
+    /// Memory for data in flight, for example 768MiB [default: three eighths of the memory, at most 768MiB]
+    #[arg(long, env = "SIGHTLINE_MEMORY_LIMIT", value_name = "SIZE")]
+    pub memory_limit: Option<Bytes>,
+    /// error, warn, info, debug or trace, also per module: info,storage=debug [default: warn]
+    #[arg(long, env = "SIGHTLINE_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// File to check [default: that of --config or SIGHTLINE_CONFIG]
+    pub file: Option<PathBuf>,
+    #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE", hide = true)]
+    pub config: Option<PathBuf>,
+}

@@ -1,0 +1,220 @@
+//! What the process says about itself: `/ready`, `/healthz`, `/metrics` and the status page at `/`.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{StatusCode, header};
+use storage::{Store, metrics::MetricLine};
+
+/// What the routes read.
+pub struct Own {
+    pub store: Store,
+    /// False while starting and once stopping.
+    pub ready: AtomicBool,
+    pub started: Instant,
+    /// Lines of the other parts, rendered after the store's.
+    pub extra: Box<dyn Fn() -> Vec<MetricLine> + Send + Sync>,
+    /// Shown on the status page: what is collected, where it is stored.
+    pub facts: Vec<(String, String)>,
+}
+
+pub fn routes(own: Arc<Own>) -> Router {
+    Router::new()
+        .route("/", get(status))
+        .route("/ready", get(ready))
+        .route("/-/ready", get(ready))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/-/healthy", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics))
+        .with_state(own)
+}
+
+async fn ready(State(own): State<Arc<Own>>) -> Response {
+    if own.ready.load(Ordering::Acquire) {
+        (StatusCode::OK, "ready\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n").into_response()
+    }
+}
+
+async fn metrics(State(own): State<Arc<Own>>) -> Response {
+    let mut lines = own.store.metrics().lines();
+    lines.extend((own.extra)());
+    lines.extend(process_lines(own.started));
+    let content = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (content, render(&lines)).into_response()
+}
+
+/// Prometheus text 0.0.4. Lines of one family must follow each other.
+pub fn render(lines: &[MetricLine]) -> String {
+    let mut out = String::new();
+    let mut family = "";
+    for line in lines {
+        if line.name != family {
+            family = line.name;
+            let _ = writeln!(out, "# HELP {family} {}\n# TYPE {family} {}", line.help, line.kind);
+        }
+        out.push_str(line.name);
+        for (i, (name, value)) in line.labels.iter().enumerate() {
+            out.push(if i == 0 { '{' } else { ',' });
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(out, "{name}=\"{value}\"");
+        }
+        if !line.labels.is_empty() {
+            out.push('}');
+        }
+        let _ = writeln!(out, " {}", line.value);
+    }
+    out
+}
+
+/// The standard `process_*` metrics, from `/proc/self`.
+fn process_lines(started: Instant) -> Vec<MetricLine> {
+    let line = |name, help, kind, value| MetricLine { name, help, kind, labels: Vec::new(), value };
+    let mut out = Vec::new();
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    if let Ok(stat) = std::fs::read_to_string("/proc/self/stat")
+        && let Some((_, rest)) = stat.rsplit_once(')')
+    {
+        let fields: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+        if let [user, system] = fields[..] {
+            out.push(line(
+                "process_cpu_seconds_total",
+                "User and system time of this process.",
+                "counter",
+                (user + system) / ticks,
+            ));
+        }
+    }
+    if let Ok(statm) = std::fs::read_to_string("/proc/self/statm")
+        && let Some(pages) = statm.split_whitespace().nth(1).and_then(|p| p.parse::<f64>().ok())
+    {
+        let bytes = pages * rustix::param::page_size() as f64;
+        out.push(line("process_resident_memory_bytes", "Resident memory.", "gauge", bytes));
+    }
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        out.push(line("process_open_fds", "Open file descriptors.", "gauge", files.count() as f64));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    out.push(line(
+        "process_start_time_seconds",
+        "Start of the process, Unix time.",
+        "gauge",
+        now - started.elapsed().as_secs_f64(),
+    ));
+    out
+}
+
+async fn status(State(own): State<Arc<Own>>) -> Response {
+    let metrics = own.store.metrics();
+    let mut rows = String::new();
+    let mut row = |name: &str, value: &str| {
+        let _ = write!(rows, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
+    };
+    for (name, value) in &own.facts {
+        row(name, value);
+    }
+    row("Up for", &humantime(own.started.elapsed().as_secs()));
+    for line in metrics.lines().iter().filter(|l| l.name == "storage_rows_appended_total" && l.value > 0.0) {
+        row(&format!("Rows taken: {}", line.labels[0].1), &grouped(line.value as u64));
+    }
+    let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
+    row("Rows in memory", &grouped(get(&metrics.head_rows)));
+    row("Parts", &format!("{}, {} rows, {}", grouped(get(&metrics.parts)), grouped(get(&metrics.part_rows)), size(get(&metrics.part_bytes))));
+    row("Write-ahead log", &size(get(&metrics.wal_bytes)));
+    let tenants: Vec<String> = own.store.tenants().iter().map(ToString::to_string).collect();
+    row("Tenants", &if tenants.is_empty() { "none yet".to_owned() } else { tenants.join(", ") });
+    let page = PAGE.replace("{version}", env!("CARGO_PKG_VERSION")).replace("{rows}", &rows);
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push('\u{202f}');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// `12.3 MiB`.
+pub fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+fn humantime(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, m) => format!("{m} min {} s", seconds % 60),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+const PAGE: &str = r#"<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sightline</title><style>
+:root{color-scheme:light dark;--fg:#1c2430;--dim:#5b6675;--bg:#fbfbfa;--line:#e2e4e8;--accent:#0b6b5d}
+@media(prefers-color-scheme:dark){:root{--fg:#e6e9ee;--dim:#98a2b1;--bg:#14181e;--line:#2a313b;--accent:#5cc9b5}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:46rem;margin:3rem auto;padding:0 1.25rem}
+h1{font-size:1.6rem;margin:0}h1 small{font-weight:400;color:var(--dim);font-size:1rem}h2{font-size:1.05rem;margin:2rem 0 .5rem}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.4rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:400;color:var(--dim);width:14rem}code,pre{font:14px/1.5 ui-monospace,monospace}pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--line);border-radius:6px}
+a{color:var(--accent)}
+</style></head><body>
+<h1>Sightline <small>{version}</small></h1>
+<h2>This server</h2><table>{rows}</table>
+<h2>Ask it</h2>
+<pre>curl -G localhost:7600/loki/api/v1/query_range --data-urlencode 'query={container=~".+"}'
+curl -G localhost:7600/api/v1/query --data-urlencode 'query=rate(container_cpu_usage_seconds_total[1m])'
+curl localhost:7600/api/traces/&lt;trace id&gt;</pre>
+<p>In Grafana, add this address as a Prometheus, a Loki and a Tempo data source.
+Also here: <a href="/metrics">metrics</a>, <a href="/ready">ready</a>, <a href="/healthz">health</a>.</p>
+</body></html>
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_valid_prometheus_text() {
+        let line = |labels, value| MetricLine { name: "a_total", help: "A.", kind: "counter", labels, value };
+        let text = render(&[line(vec![("l", "q\"\\\n".to_owned())], 1.0), line(vec![], 2.5)]);
+        assert_eq!(text, "# HELP a_total A.\n# TYPE a_total counter\na_total{l=\"q\\\"\\\\\\n\"} 1\na_total 2.5\n");
+    }
+
+    #[test]
+    fn numbers_are_shown_for_people() {
+        assert_eq!(size(5 << 20), "5.0 MiB");
+        assert_eq!(grouped(1_234_567).replace('\u{202f}', " "), "1 234 567");
+        assert_eq!(humantime(3_700), "1 h 1 min");
+    }
+}

@@ -1,0 +1,380 @@
+//! Background work: one thread flushes, another merges, applies retention, writes checkpoints and deletes what is retired.
+//! Each piece of work ends by itself; a failure is counted, logged and tried again later.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    merge::{MergeOptions, merge},
+    plan::{self, Job},
+    retention,
+};
+use crate::{
+    ScanError,
+    catalog::{Commit, NewPart, Operation, PartEntry},
+    head::flush::{FlushLimits, due},
+    limits,
+    model::{Timestamp, time::NANOS_PER_DAY},
+    part::WriteOptions,
+    store::{Inner, TableState},
+};
+
+/// How often the threads look when nobody wakes them.
+const FLUSH_TICK: Duration = Duration::from_millis(100);
+const COMPACT_TICK: Duration = Duration::from_millis(500);
+const DISK_TICK: Duration = Duration::from_secs(1);
+const RETENTION_TICK: Duration = Duration::from_secs(60);
+/// How long a table is left alone after a merge of its parts failed.
+const COMPACT_RETRY: Duration = Duration::from_secs(60);
+/// How far an eager compaction looks ahead, so that every hour and day counts as closed and quiet.
+const EAGER_AHEAD: i64 = 3 * NANOS_PER_DAY;
+
+/// Starts the background threads.
+pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
+    let mut workers = inner.workers.lock();
+    let flusher = inner.clone();
+    workers.push(std::thread::Builder::new().name("store-flush".into()).spawn(move || run_flusher(&flusher))?);
+    let compactor = inner.clone();
+    workers.push(std::thread::Builder::new().name("store-compact".into()).spawn(move || run_compactor(&compactor))?);
+    Ok(())
+}
+
+fn run_flusher(inner: &Inner) {
+    let mut disk_seen: Option<Duration> = None;
+    while !inner.stop.load(Ordering::SeqCst) {
+        let now = inner.env.clock.monotonic();
+        if disk_seen.is_none_or(|t| now.saturating_sub(t) >= DISK_TICK) {
+            disk_seen = Some(now);
+            inner.watch_disk();
+        }
+        let mut failed = false;
+        for state in inner.tables_now() {
+            inner.coalesce(&state);
+            failed |= !inner.flush_if_due(&state);
+        }
+        inner.relieve_pressure();
+        inner.wake.wait(if failed { Duration::from_secs(1) } else { FLUSH_TICK });
+    }
+}
+
+fn run_compactor(inner: &Inner) {
+    let mut retention_seen: Option<Duration> = None;
+    while !inner.stop.load(Ordering::SeqCst) {
+        let now = inner.env.clock.monotonic();
+        let retain = retention_seen.is_none_or(|t| now.saturating_sub(t) >= RETENTION_TICK);
+        if retain {
+            retention_seen = Some(now);
+        }
+        for state in inner.tables_now() {
+            if inner.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            if retain && let Err(e) = inner.apply_retention(&state) {
+                tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "retention failed");
+            }
+            if state.reload.load(Ordering::SeqCst)
+                && let Err(e) = inner.reload_table(&state)
+            {
+                tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "cannot load the table again");
+            }
+            if *state.compact_not_before.lock() <= now
+                && let Err(e) = inner.compact_table(&state, &inner.compact_limits, false)
+            {
+                *state.compact_not_before.lock() = now + COMPACT_RETRY;
+                inner.metrics.compaction_failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "compaction failed");
+            }
+            inner.checkpoint_if_due(&state);
+        }
+        inner.run_purge();
+        inner.wake.wait(COMPACT_TICK);
+    }
+}
+
+impl Inner {
+    pub(crate) fn tables_now(&self) -> Vec<Arc<TableState>> {
+        self.tables.read().values().cloned().collect()
+    }
+
+    fn flush_limits(&self) -> FlushLimits {
+        FlushLimits {
+            bytes: self.config.flush_bytes,
+            age: self.config.flush_age,
+            idle_bytes: limits::IDLE_FLUSH_BYTES,
+            idle_after: limits::IDLE_FLUSH_AFTER,
+        }
+    }
+
+    /// `false` when a flush failed.
+    fn flush_if_due(&self, state: &TableState) -> bool {
+        let mut flushed = false;
+        while !self.stop.load(Ordering::SeqCst)
+            && due(Self::head_state(state), &self.flush_limits(), self.env.clock.monotonic())
+        {
+            match self.flush_table(state) {
+                Ok(true) => flushed = true,
+                Ok(false) => break,
+                Err(e) => {
+                    self.flush_failed(state, &e);
+                    return false;
+                }
+            }
+        }
+        if flushed {
+            self.release_wal();
+        }
+        true
+    }
+
+    fn flush_failed(&self, state: &TableState, e: &ScanError) {
+        self.metrics.flush_failures.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e,
+            "flush failed; the rows stay in the log and in memory, it will be tried again");
+    }
+
+    /// Under memory pressure, or with too long a WAL, tables are flushed that are not due yet.
+    fn relieve_pressure(&self) {
+        let held = self.head_bytes.load(Ordering::Relaxed);
+        let victim = if held > self.head_bytes_max() / 4 * 3 {
+            self.tables_now().into_iter().max_by_key(|t| t.data.read().head.bytes)
+        } else if self.wal.stats().segment_bytes > limits::WAL_BYTES_MAX {
+            self.tables_now()
+                .into_iter()
+                .filter(|t| !t.data.read().head.batches.is_empty())
+                .min_by_key(|t| t.data.read().head.batches.first().map_or(u64::MAX, |b| b.first_seq))
+        } else {
+            None
+        };
+        if let Some(state) = victim {
+            match self.flush_table(&state) {
+                Ok(_) => self.release_wal(),
+                Err(e) => self.flush_failed(&state, &e),
+            }
+        }
+    }
+
+    /// Refuses writes while the disk is too full, and takes them again by itself.
+    fn watch_disk(&self) {
+        let Ok(space) = self.env.vfs.space(&self.config.dir) else { return };
+        let share = space.used_share();
+        let was = self.disk_full_percent.load(Ordering::Relaxed);
+        // A little slack, so that it does not flap.
+        let limit = if was > 0 { self.config.disk_used_max - 0.005 } else { self.config.disk_used_max };
+        let now = if share > limit { (share * 100.0).round().clamp(1.0, 100.0) as u8 } else { 0 };
+        if (was > 0) != (now > 0) {
+            if now > 0 {
+                tracing::warn!(used_percent = now, dir = %self.config.dir.display(), "the disk is nearly full, writes are refused");
+            } else {
+                tracing::info!("the disk has room again, writes are taken");
+            }
+        }
+        self.disk_full_percent.store(now, Ordering::Relaxed);
+    }
+
+    /// Flushes every table until its head holds nothing that was there at the call.
+    pub(crate) fn flush_all(&self) -> Result<(), ScanError> {
+        for state in self.tables_now() {
+            let target = state.data.read().head.batches.last().map(|b| b.last_seq);
+            while let Some(target) = target
+                && state.data.read().head.batches.first().is_some_and(|b| b.first_seq <= target)
+            {
+                self.flush_table(&state)?;
+            }
+        }
+        self.release_wal();
+        Ok(())
+    }
+
+    /// Every merge that is due when all hours count as closed and quiet; then retired files go.
+    pub(crate) fn compact_all(&self) -> Result<(), ScanError> {
+        for state in self.tables_now() {
+            self.compact_table(&state, &self.compact_limits, true)?;
+        }
+        self.run_purge();
+        Ok(())
+    }
+
+    /// Runs the plan of a table until there is nothing left to do. `eager`: as if every hour were closed and quiet.
+    fn compact_table(&self, state: &TableState, limits: &plan::Limits, eager: bool) -> Result<(), ScanError> {
+        loop {
+            let parts = state.data.read().parts.clone();
+            let now = self.env.clock.now();
+            let jobs = plan::plan(
+                &parts,
+                if eager { Timestamp(now.nanos().saturating_add(EAGER_AHEAD)) } else { now },
+                limits,
+            );
+            let Some(job) = jobs.into_iter().next() else { return Ok(()) };
+            if self.stop.load(Ordering::SeqCst) && !eager {
+                return Ok(());
+            }
+            self.run_job(state, &job)?;
+            if !eager {
+                // Flushes and other tables get their turn between two merges.
+                self.run_purge();
+            }
+        }
+    }
+
+    fn run_job(&self, state: &TableState, job: &Job) -> Result<(), ScanError> {
+        let started = Instant::now();
+        let mut readers = Vec::with_capacity(job.inputs.len());
+        for entry in &job.inputs {
+            let file = state.catalog.read().file_of(&entry.path);
+            readers.push(self.parts.open(&self.objects, &file, entry.size)?.as_ref().clone());
+        }
+        let rows_in: u64 = job.inputs.iter().map(|p| p.rows).sum();
+        let mut removed = 0;
+        let add = self.write_part(state, job.level, Some(job.order), job.bucket, |out| {
+            let options = MergeOptions::new(WriteOptions::new(job.level, self.env.clock.now()));
+            let merged = merge(&readers, state.table, &options, out).map_err(|e| e.to_string())?;
+            removed = merged.rows_deleted + merged.rows_replaced;
+            Ok(merged.part)
+        })?;
+        if add.rows + removed != rows_in {
+            return Err(ScanError::Internal(format!(
+                "merge of {rows_in} rows gave {} and removed {removed}; nothing was changed",
+                add.rows
+            )));
+        }
+        let bytes = add.size;
+        self.replace_parts(state, vec![add], &job.inputs, Operation::Compact)?;
+        self.metrics.compactions.fetch_add(1, Ordering::Relaxed);
+        self.metrics.compaction_rows.fetch_add(rows_in - removed, Ordering::Relaxed);
+        self.metrics.compaction_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.compaction_micros.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        tracing::debug!(tenant = %state.tenant, table = state.table.name(), inputs = job.inputs.len(), rows = rows_in,
+            bytes, level = job.level, seconds = started.elapsed().as_secs_f64(), "merged");
+        Ok(())
+    }
+
+    /// One commit that adds and removes parts, and the same in the live list.
+    fn replace_parts(
+        &self,
+        state: &TableState,
+        adds: Vec<NewPart>,
+        removes: &[Arc<PartEntry>],
+        operation: Operation,
+    ) -> Result<(), ScanError> {
+        let (catalog, now) = (state.catalog.read().clone(), self.env.clock.now());
+        {
+            let files: Vec<String> = adds.iter().map(|a| catalog.file_of(&a.path)).collect();
+            let commit = Commit { adds, removes: removes.to_vec(), txn: None, operation };
+            if let Err(e) = catalog.commit(commit, now) {
+                return Err(self.commit_failed(state, "merge or removal", &files, &e));
+            }
+            let mut data = state.data.write();
+            data.parts = catalog.live();
+        }
+        for part in removes {
+            let file = catalog.file_of(&part.path);
+            self.parts.forget(&file);
+            self.purge.retire(file, part.clone(), now);
+        }
+        Ok(())
+    }
+
+    /// Removes parts that are wholly past the retention of their table.
+    fn apply_retention(&self, state: &TableState) -> Result<(), ScanError> {
+        let now = self.env.clock.now();
+        let Some(horizon) = retention::horizon(&self.config.retention, &state.tenant, state.table, now) else {
+            return Ok(());
+        };
+        let parts = state.data.read().parts.clone();
+        let expired = retention::expired(&parts, horizon).parts;
+        if expired.is_empty() {
+            return Ok(());
+        }
+        self.replace_parts(state, Vec::new(), &expired, Operation::Expire)?;
+        self.metrics.retention_parts.fetch_add(expired.len() as u64, Ordering::Relaxed);
+        state.index.write().drop_before(horizon.day());
+        Ok(())
+    }
+
+    fn checkpoint_if_due(&self, state: &TableState) {
+        let catalog = state.catalog.read().clone();
+        if !catalog.checkpoint_due() {
+            return;
+        }
+        match catalog.checkpoint(self.env.clock.now()) {
+            Ok(_) => {
+                self.metrics.checkpoints.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(e) => {
+                tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "checkpoint failed")
+            }
+        }
+    }
+
+    pub(crate) fn run_purge(&self) {
+        self.purge.run(self.objects.as_ref(), self.env.clock.now());
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn observe(&self) {
+        let (mut bytes, mut batches, mut rows, mut parts, mut part_bytes, mut part_rows, mut series) =
+            (0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64);
+        for t in self.tables_now() {
+            let data = t.data.read();
+            bytes += data.head.bytes as u64;
+            batches += data.head.batches.len() as u64;
+            rows += data.head.batches.iter().map(|b| b.row_count as u64).sum::<u64>();
+            parts += data.parts.len() as u64;
+            part_bytes += data.parts.iter().map(|p| p.size).sum::<u64>();
+            part_rows += data.parts.iter().map(|p| p.rows).sum::<u64>();
+            series += t.index.read().len() as u64;
+        }
+        let wal = self.wal.stats();
+        let m = &self.metrics;
+        for (gauge, value) in [
+            (&m.head_bytes, bytes),
+            (&m.head_batches, batches),
+            (&m.head_rows, rows),
+            (&m.parts, parts),
+            (&m.part_bytes, part_bytes),
+            (&m.part_rows, part_rows),
+            (&m.series, series),
+            (&m.wal_bytes, wal.segment_bytes),
+            (&m.wal_fsyncs, wal.syncs),
+            (&m.wal_fsync_micros, wal.sync_time.as_micros() as u64),
+            (&m.wal_written_bytes, wal.bytes),
+            (&m.disk_full_percent, u64::from(self.disk_full_percent.load(Ordering::Relaxed))),
+        ] {
+            gauge.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends everything. `flush`: the head becomes parts first, so that the files are complete.
+    pub(crate) fn close(&self, flush: bool) -> Result<(), ScanError> {
+        self.closed.store(true, Ordering::Release);
+        self.stop.store(true, Ordering::SeqCst);
+        self.wake.wake();
+        self.head_freed.notify_waiters();
+        for worker in self.workers.lock().drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a background thread of the store panicked");
+            }
+        }
+        // Whatever was on its way into the WAL is in a head after this.
+        let synced = crate::store::wait(self.wal.close())
+            .map_err(|e| ScanError::Internal(format!("cannot close the WAL: {e}")));
+        let flushed = if flush { self.flush_all() } else { Ok(()) };
+        self.run_purge();
+        drop(self.dir.lock().take());
+        synced.and(flushed)
+    }
+
+    /// Counts of live parts by level, for tests and the status page.
+    pub(crate) fn parts_by_level(&self) -> HashMap<u8, usize> {
+        let mut out = HashMap::new();
+        for t in self.tables_now() {
+            for p in t.data.read().parts.iter() {
+                *out.entry(p.level).or_default() += 1;
+            }
+        }
+        out
+    }
+}

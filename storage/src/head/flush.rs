@@ -1,0 +1,248 @@
+//! From head to parts: a prefix of a table's head becomes one part for each bucket of event time and one Delta commit.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{HeadBatch, HeadRows, merge_run, rows::split_by_bucket};
+use crate::{
+    ScanError,
+    catalog::{Bucket, CatalogError, Commit, NewPart, Operation, part_path},
+    limits,
+    model::{Table, Timestamp},
+    part::{self, WriteOptions},
+    store::{Inner, TableState},
+};
+
+/// The bounds that decide when a table's head is flushed.
+pub(crate) struct FlushLimits {
+    pub bytes: usize,
+    pub age: Duration,
+    pub idle_bytes: usize,
+    pub idle_after: Duration,
+}
+
+/// What a table's head looks like to [`due`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeadState {
+    pub bytes: usize,
+    pub batches: usize,
+    /// Some rows are in the WAL only, left there by a replay.
+    pub replayed: bool,
+    pub oldest_arrival: Duration,
+    pub last_arrival: Duration,
+}
+
+/// Whether a head should be flushed now (monotonic time).
+pub(crate) fn due(head: HeadState, limits: &FlushLimits, now: Duration) -> bool {
+    head.batches > 0
+        && (head.replayed
+            || head.bytes >= limits.bytes
+            || now.saturating_sub(head.oldest_arrival) >= limits.age
+            || (head.bytes >= limits.idle_bytes && now.saturating_sub(head.last_arrival) >= limits.idle_after))
+}
+
+impl Inner {
+    pub(crate) fn head_state(state: &TableState) -> HeadState {
+        let data = state.data.read();
+        let head = &data.head;
+        HeadState {
+            bytes: head.bytes,
+            batches: head.batches.len(),
+            replayed: head.batches.iter().any(|b| matches!(b.rows, HeadRows::Wal(_))),
+            oldest_arrival: head.batches.first().map(|b| b.arrived).unwrap_or_default(),
+            last_arrival: head.last_arrival,
+        }
+    }
+
+    /// The oldest batches of the head, up to about `bytes_max` of memory.
+    fn prefix(state: &TableState, bytes_max: usize) -> Vec<Arc<HeadBatch>> {
+        let data = state.data.read();
+        let (mut bytes, mut wal_bytes) = (0usize, 0u64);
+        let mut out = Vec::new();
+        for batch in &data.head.batches {
+            if !out.is_empty() && (bytes > bytes_max || wal_bytes > limits::REPLAY_FLUSH_WAL_BYTES) {
+                break;
+            }
+            match &batch.rows {
+                HeadRows::Memory(_) => bytes += batch.bytes,
+                HeadRows::Wal(at) => wal_bytes += u64::from(at.meta.payload_len),
+            }
+            out.push(batch.clone());
+        }
+        // One WAL record may have given several batches of a table: they leave together.
+        if let Some(last) = out.last().map(|b| b.last_seq) {
+            out.extend(data.head.batches.iter().skip(out.len()).take_while(|b| b.first_seq <= last).cloned());
+        }
+        out
+    }
+
+    /// Flushes the oldest rows of a table; `false` when its head is empty.
+    pub(crate) fn flush_table(&self, state: &TableState) -> Result<bool, ScanError> {
+        let _one = state.flush.lock();
+        let prefix = Self::prefix(state, self.config.flush_bytes + self.config.flush_bytes / 4);
+        let Some(last_seq) = prefix.last().map(|b| b.last_seq) else { return Ok(false) };
+        let started = Instant::now();
+        let mut rows = Vec::with_capacity(prefix.len());
+        for batch in &prefix {
+            match batch.load(state.table) {
+                Ok(r) => rows.push(r),
+                // What the WAL cannot give back any more was reported when it was read; the rest goes on.
+                Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
+                Err(e) => return Err(e),
+            }
+        }
+        let total: usize = rows.iter().map(|r| r.num_rows()).sum();
+        let mut adds = Vec::new();
+        let now = self.env.clock.now();
+        for (bucket, rows) in split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)? {
+            adds.push(self.write_part(state, 0, None, bucket, |out| {
+                part::write_part(state.table, &rows, &WriteOptions::new(0, now), out).map_err(|e| e.to_string())
+            })?);
+        }
+        drop(rows);
+        let written: u64 = adds.iter().map(|a| a.size).sum();
+        {
+            let catalog = state.catalog.read().clone();
+            let files: Vec<String> = adds.iter().map(|a| catalog.file_of(&a.path)).collect();
+            let txn = Some((self.txn_app(state.table), last_seq as i64));
+            let commit = Commit { adds, removes: Vec::new(), txn, operation: Operation::Flush };
+            if let Err(e) = catalog.commit(commit, now) {
+                return Err(self.commit_failed(state, "flush", &files, &e));
+            }
+            // Head and parts change places in one step: no scan sees a row twice or not at all.
+            let mut data = state.data.write();
+            let before = data.head.bytes;
+            data.head.retire(last_seq);
+            data.parts = catalog.live();
+            self.head_bytes.fetch_sub(before - data.head.bytes, Ordering::Relaxed);
+        }
+        self.head_freed.notify_waiters();
+        self.metrics.flushes.fetch_add(1, Ordering::Relaxed);
+        self.metrics.flush_rows.fetch_add(total as u64, Ordering::Relaxed);
+        self.metrics.flush_bytes.fetch_add(written, Ordering::Relaxed);
+        self.metrics.flush_micros.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        tracing::debug!(tenant = %state.tenant, table = state.table.name(), rows = total, bytes = written,
+            seconds = started.elapsed().as_secs_f64(), "flushed");
+        Ok(true)
+    }
+
+    /// Writes one part file, durable when this returns; it counts only once it is committed.
+    pub(crate) fn write_part(
+        &self,
+        state: &TableState,
+        level: u8,
+        order: Option<i64>,
+        bucket: Bucket,
+        write: impl FnOnce(&mut dyn crate::object::ObjectWriter) -> Result<part::PartMeta, String>,
+    ) -> Result<NewPart, ScanError> {
+        let path = part_path(bucket, level);
+        let file = state.catalog.read().file_of(&path);
+        let fail = |e: &dyn std::fmt::Display| ScanError::Internal(format!("cannot write part {file}: {e}"));
+        let mut out = self.objects.create(&file).map_err(|e| fail(&e))?;
+        let meta = write(out.as_mut()).map_err(|e| fail(&e))?;
+        let size = out.finish().map_err(|e| fail(&e))?;
+        Ok(NewPart {
+            path,
+            size,
+            rows: meta.rows,
+            min_ts: Timestamp(meta.min_ts),
+            max_ts: Timestamp(meta.max_ts),
+            level,
+            bucket,
+            order,
+            tags: Vec::new(),
+        })
+    }
+
+    /// What is left to do after a commit failed: files that nothing names go, unless the outcome is unknown; then the
+    /// table is loaded again before anything else is committed to it.
+    pub(crate) fn commit_failed(
+        &self,
+        state: &TableState,
+        what: &str,
+        files: &[String],
+        error: &CatalogError,
+    ) -> ScanError {
+        if error.is_uncertain() || matches!(error, CatalogError::AlreadyCommitted { .. }) {
+            state.reload.store(true, Ordering::SeqCst);
+        } else {
+            for file in files {
+                if let Err(e) = self.objects.delete(file) {
+                    tracing::debug!(file, error = %e, "cannot delete a part that was not committed");
+                }
+            }
+        }
+        ScanError::Internal(format!("cannot commit a {what}: {error}"))
+    }
+
+    /// The Delta transaction id of this node's WAL for a table.
+    pub(crate) fn txn_app(&self, table: Table) -> String {
+        crate::open::txn_app(&self.config.node, table)
+    }
+
+    /// Merges runs of small head batches of a table.
+    pub(crate) fn coalesce(&self, state: &TableState) {
+        loop {
+            let run = state.data.read().head.small_run();
+            let Some((_, run)) = run else { return };
+            let Some(merged) = merge_run(&run) else { return };
+            let mut data = state.data.write();
+            let before = data.head.bytes;
+            data.head.replace_run(&run, merged);
+            let after = data.head.bytes;
+            drop(data);
+            if after >= before {
+                self.head_bytes.fetch_add(after - before, Ordering::Relaxed);
+            } else {
+                self.head_bytes.fetch_sub(before - after, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Lets go of WAL segments whose rows are all in parts.
+    pub(crate) fn release_wal(&self) {
+        // Read first: a record published after this is newer than anything released below.
+        let published = self.published_seq.load(Ordering::Acquire);
+        let oldest =
+            self.tables.read().values().filter_map(|t| t.data.read().head.batches.first().map(|b| b.first_seq)).min();
+        let below = oldest.unwrap_or(published + 1).min(published + 1);
+        let stats = self.wal.stats();
+        if oldest.is_none_or(|o| o > published)
+            && stats.segment_bytes >= limits::WAL_ROTATE_BYTES
+            && !self.closed.load(Ordering::Acquire)
+            && let Err(e) = crate::store::wait(self.wal.rotate())
+        {
+            tracing::warn!(error = %e, "cannot start a new WAL segment");
+        }
+        if let Err(e) = self.wal.release_below(below) {
+            tracing::warn!(error = %e, "cannot remove old WAL segments");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: FlushLimits = FlushLimits {
+        bytes: 1000,
+        age: Duration::from_secs(300),
+        idle_bytes: 100,
+        idle_after: Duration::from_secs(2),
+    };
+
+    #[test]
+    fn a_head_is_flushed_when_large_old_idle_or_replayed() {
+        let now = Duration::from_secs(1000);
+        let fresh = HeadState { bytes: 500, batches: 1, replayed: false, oldest_arrival: now, last_arrival: now };
+        assert!(!due(fresh, &LIMITS, now));
+        assert!(due(HeadState { bytes: 1000, ..fresh }, &LIMITS, now));
+        assert!(due(HeadState { replayed: true, ..fresh }, &LIMITS, now));
+        assert!(due(fresh, &LIMITS, now + Duration::from_secs(300)));
+        assert!(due(fresh, &LIMITS, now + Duration::from_secs(2)));
+        assert!(!due(HeadState { bytes: 99, ..fresh }, &LIMITS, now + Duration::from_secs(2)));
+        assert!(!due(HeadState::default(), &LIMITS, now));
+    }
+}

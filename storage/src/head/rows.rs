@@ -1,0 +1,200 @@
+//! From an input batch to a stored one: derived columns, and what the label index needs to know of the rows.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, new_null_array},
+    datatypes::{DataType, Int32Type, Int64Type, TimestampNanosecondType},
+};
+
+use crate::{
+    AppendError,
+    catalog::Bucket,
+    index::template::template_id,
+    model::{Labels, Table, labels::id_of_json, schema, time::NANOS_PER_MILLI},
+};
+
+/// One stream of a logs batch: what the label index takes from it.
+#[derive(Debug)]
+pub(crate) struct StreamSpan {
+    pub id: i64,
+    pub labels: Arc<Labels>,
+    pub min_ts: i64,
+    pub max_ts: i64,
+}
+
+/// A batch of the stored schema, ready for the WAL and the head.
+#[derive(Debug)]
+pub(crate) struct StoredRows {
+    pub table: Table,
+    pub batch: RecordBatch,
+    /// Event time of the rows, nanoseconds, inclusive.
+    pub min_ts: i64,
+    pub max_ts: i64,
+    /// Logs only.
+    pub streams: Vec<StreamSpan>,
+}
+
+/// Checks a batch against its table's input schema and adds the columns the store derives. CPU-bound: template ids take
+/// a pass over the bodies.
+pub(crate) fn derive(table: Table, batch: &RecordBatch) -> Result<StoredRows, AppendError> {
+    check_schema(table, batch)?;
+    let mut columns = batch.columns().to_vec();
+    let mut streams = Vec::new();
+    match table {
+        Table::Logs => {
+            let times = batch.column(0).as_primitive::<TimestampNanosecondType>().values();
+            let labels = batch.column(2).as_dictionary::<Int32Type>();
+            let texts = labels.values().as_string::<i32>();
+            let keys = labels.keys().values();
+            let ids: Vec<i64> = texts.iter().map(|v| id_of_json(v.unwrap_or("{}"))).collect();
+            streams = stream_spans(&ids, texts, keys, times)?;
+            columns.push(Arc::new(keys.iter().map(|k| ids[*k as usize]).collect::<Int64Array>()) as ArrayRef);
+            let bodies = batch.column(10).as_string::<i32>();
+            let templates: Vec<i64> = (0..bodies.len()).map(|i| template_id(bodies.value(i).as_bytes())).collect();
+            columns.push(Arc::new(Int64Array::from(templates)));
+        }
+        Table::Spans => {
+            check_ids(batch)?;
+            for _ in 0..4 {
+                columns.push(new_null_array(&DataType::Int32, batch.num_rows()));
+            }
+        }
+        _ => {}
+    }
+    let stored =
+        RecordBatch::try_new(schema::stored(table), columns).map_err(|e| AppendError::Invalid(e.to_string()))?;
+    let (min_ts, max_ts) = time_bounds(table, &stored);
+    Ok(StoredRows { table, batch: stored, min_ts, max_ts, streams })
+}
+
+/// Whether a batch has its table's input schema (metadata aside).
+pub(crate) fn check_schema(table: Table, batch: &RecordBatch) -> Result<(), AppendError> {
+    if batch.schema_ref().fields() != schema::input(table).fields() {
+        return Err(AppendError::Invalid(format!("batch does not have the schema of table {}", table.name())));
+    }
+    Ok(())
+}
+
+fn check_ids(batch: &RecordBatch) -> Result<(), AppendError> {
+    for (column, bytes) in [(0, 16), (1, 8)] {
+        let ids = batch.column(column).as_binary::<i32>();
+        if ids.iter().any(|v| v.is_none_or(|v| v.len() != bytes)) {
+            return Err(AppendError::Invalid(format!(
+                "{} is not {bytes} bytes long",
+                batch.schema_ref().field(column).name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn stream_spans(
+    ids: &[i64],
+    texts: &arrow::array::StringArray,
+    keys: &[i32],
+    times: &[i64],
+) -> Result<Vec<StreamSpan>, AppendError> {
+    let mut bounds = vec![(i64::MAX, i64::MIN); ids.len()];
+    for (k, t) in keys.iter().zip(times) {
+        let b = &mut bounds[*k as usize];
+        b.0 = b.0.min(*t);
+        b.1 = b.1.max(*t);
+    }
+    let mut out = Vec::with_capacity(ids.len());
+    for (i, (min_ts, max_ts)) in bounds.into_iter().enumerate() {
+        if min_ts > max_ts {
+            continue; // a dictionary value no row uses
+        }
+        let labels = Labels::from_json(texts.value(i)).map_err(|e| {
+            AppendError::Invalid(format!("stream labels {:?} are not a JSON object: {e}", texts.value(i)))
+        })?;
+        if labels.to_json() != texts.value(i) {
+            return Err(AppendError::Invalid(format!("stream labels {:?} are not canonical", texts.value(i))));
+        }
+        out.push(StreamSpan { id: ids[i], labels: Arc::new(labels), min_ts, max_ts });
+    }
+    Ok(out)
+}
+
+/// Streams of a stored logs batch (from the WAL), without the checks of [`derive`].
+pub(crate) fn streams_of(batch: &RecordBatch) -> Vec<StreamSpan> {
+    let times = batch.column(0).as_primitive::<TimestampNanosecondType>().values();
+    let labels = batch.column(2).as_dictionary::<Int32Type>();
+    let texts = labels.values().as_string::<i32>();
+    let ids: Vec<i64> = texts.iter().map(|v| id_of_json(v.unwrap_or("{}"))).collect();
+    stream_spans(&ids, texts, labels.keys().values(), times).unwrap_or_default()
+}
+
+/// Event time of the earliest and latest row, nanoseconds; `(0, -1)` for none.
+pub(crate) fn time_bounds(table: Table, batch: &RecordBatch) -> (i64, i64) {
+    if batch.num_rows() == 0 {
+        return (0, -1);
+    }
+    let Some(column) = batch.column_by_name(table.time_column()) else { return (0, -1) };
+    let (values, scale) = match table {
+        Table::Logs | Table::Spans => (column.as_primitive::<TimestampNanosecondType>().values(), 1),
+        _ => (column.as_primitive::<Int64Type>().values(), NANOS_PER_MILLI),
+    };
+    let (mut min, mut max) = (i64::MAX, i64::MIN);
+    for v in values.iter() {
+        min = min.min(*v);
+        max = max.max(*v);
+    }
+    if table == Table::MetricSeries
+        && let Some(last) = batch.column_by_name("last_ms")
+    {
+        for v in last.as_primitive::<Int64Type>().values() {
+            max = max.max(*v);
+        }
+    }
+    (min.saturating_mul(scale), max.saturating_mul(scale))
+}
+
+/// Splits rows into event-time buckets of an hour, or of a day where hours would be more than `hours_max`.
+/// Series rows go by day.
+pub(crate) fn split_by_bucket(
+    table: Table,
+    batches: &[RecordBatch],
+    hours_max: usize,
+) -> Result<Vec<(Bucket, Vec<RecordBatch>)>, crate::ScanError> {
+    use crate::model::time::{NANOS_PER_DAY, NANOS_PER_HOUR};
+    let times: Vec<Vec<i64>> =
+        batches.iter().map(|b| crate::scan::select::times_of(table, b)).collect::<Result<_, _>>()?;
+    let mut hours: Vec<i64> = Vec::new();
+    for t in &times {
+        let mut last = None;
+        for t in t {
+            let hour = t.div_euclid(NANOS_PER_HOUR);
+            if last != Some(hour) {
+                last = Some(hour);
+                if !hours.contains(&hour) {
+                    if hours.len() > hours_max {
+                        break;
+                    }
+                    hours.push(hour);
+                }
+            }
+        }
+    }
+    let by_day = table == Table::MetricSeries || hours.len() > hours_max;
+    let width = if by_day { NANOS_PER_DAY } else { NANOS_PER_HOUR };
+    let mut out: std::collections::BTreeMap<i64, Vec<RecordBatch>> = std::collections::BTreeMap::new();
+    for (batch, times) in batches.iter().zip(&times) {
+        let mut rows: HashMap<i64, Vec<u64>> = HashMap::new();
+        let Some(first) = times.first().map(|t| t.div_euclid(width)) else { continue };
+        if times.iter().all(|t| t.div_euclid(width) == first) {
+            out.entry(first).or_default().push(batch.clone());
+            continue;
+        }
+        for (i, t) in times.iter().enumerate() {
+            rows.entry(t.div_euclid(width)).or_default().push(i as u64);
+        }
+        for (bucket, rows) in rows {
+            let taken = arrow::compute::take_record_batch(batch, &arrow::array::UInt64Array::from(rows))?;
+            out.entry(bucket).or_default().push(taken);
+        }
+    }
+    let bucket = |b| if by_day { Bucket::Day(b) } else { Bucket::Hour(b) };
+    Ok(out.into_iter().map(|(b, rows)| (bucket(b), rows)).collect())
+}

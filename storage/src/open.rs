@@ -1,0 +1,329 @@
+//! Opening: lock the directory, load the tables, replay the WAL in bounded memory, start the background threads.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    OpenError, ScanError, SourcePosition, StoreConfig,
+    catalog::{CatalogError, Purge, TableCatalog, TableOptions},
+    head::{HeadBatch, HeadRows, TableHead, points::index_series, rows::streams_of, series::LabelIndex},
+    lock::DataDir,
+    metrics::StoreMetrics,
+    model::{Table, TenantId, TimeRange, Timestamp},
+    object::{LocalStore, Objects},
+    part::disk_schema,
+    part_cache::PartCache,
+    scan::{ScanRequest, ScanStats, select::RowSelector, stream::RowSource},
+    sources::SourceMemory,
+    store::{Environment, Inner, TableData, TableState, Wake},
+    wal::{self, RecoveryReport, ReplayedRecord, WalError, WalOptions},
+};
+
+/// Folder of the tables in the data directory.
+const TABLES: &str = "data";
+
+pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
+    let dir = if env.lock_dir { Some(DataDir::open(&config.dir)?) } else { None };
+    let objects: Arc<dyn Objects> = Arc::new(LocalStore::new(&config.dir));
+    let mut tables = BTreeMap::new();
+    for (tenant, table) in existing_tables(&objects)? {
+        let state = open_table(&objects, &env, &tenant, table)
+            .map_err(|e| OpenError::Catalog { table: format!("{tenant}/{}", table.name()), source: Box::new(e) })?;
+        tables.insert((tenant, table), Arc::new(state));
+    }
+    let sources = Arc::new(SourceMemory::default());
+    let mut replay =
+        Replay { objects: &objects, env: &env, node: &config.node, tables, sources: &sources, error: None };
+    let carry = sources.clone();
+    let options = WalOptions::new(config.durability, config.dir.join("quarantine"));
+    let wal_dir = config.dir.join("wal");
+    let recovered =
+        wal::replay(env.vfs.clone(), &wal_dir, options, &mut |record| replay.record(record)).map_err(wal_error)?;
+    if let Some(e) = replay.error {
+        return Err(e);
+    }
+    let tables = replay.tables;
+    report_recovery(&recovered.report);
+    // Above everything the parts hold too, should the log have been lost.
+    let flushed = tables
+        .iter()
+        .filter_map(|((_, t), s)| s.catalog.read().txn_version(&txn_app(&config.node, *t)))
+        .filter_map(|v| u64::try_from(v).ok())
+        .max()
+        .unwrap_or(0);
+    let published = recovered.last_seq().max(flushed);
+    let wal = recovered.start(flushed + 1, Box::new(move || carry.carry())).map_err(wal_error)?;
+    let inner = Arc::new(Inner {
+        published_seq: AtomicU64::new(published),
+        config,
+        objects,
+        wal,
+        tables: RwLock::new(tables),
+        sources,
+        parts: PartCache::default(),
+        head_bytes: AtomicUsize::new(0),
+        head_freed: tokio::sync::Notify::new(),
+        disk_full_percent: AtomicU8::new(0),
+        stop: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        wake: Wake::default(),
+        workers: Mutex::new(Vec::new()),
+        metrics: Arc::new(StoreMetrics::default()),
+        purge: Purge::default(),
+        compact_limits: crate::compact::plan::Limits::default(),
+        dir: Mutex::new(dir),
+        env,
+    });
+    if inner.config.background {
+        crate::compact::worker::start(&inner)
+            .map_err(|source| OpenError::Write { path: inner.config.dir.clone(), source })?;
+    }
+    Ok(inner)
+}
+
+/// The Delta transaction id of a node's WAL for a table.
+pub(crate) fn txn_app(node: &str, table: Table) -> String {
+    format!("wal-{node}-{}", table.name())
+}
+
+fn wal_error(e: WalError) -> OpenError {
+    match e {
+        WalError::NewerVersion { path, found, known } => {
+            OpenError::NewerVersion { dir: path, found: found.into(), known: known.into() }
+        }
+        e => OpenError::Wal(e),
+    }
+}
+
+fn report_recovery(report: &RecoveryReport) {
+    for d in &report.damage {
+        tracing::error!(segment = d.segment, bytes = ?d.bytes, reason = d.reason, copy = ?d.quarantined,
+            "the write-ahead log is damaged here; the rest was read");
+    }
+    if report.records > 0 {
+        tracing::info!(
+            records = report.records,
+            bytes = report.bytes,
+            torn_tail_bytes = report.torn_tail_bytes,
+            "write-ahead log replayed"
+        );
+    }
+}
+
+/// Tables the data directory holds, by their folders; other names are left alone.
+fn existing_tables(objects: &Arc<dyn Objects>) -> Result<Vec<(TenantId, Table)>, OpenError> {
+    let read = |source| OpenError::Read { path: TABLES.into(), source };
+    let mut found = HashSet::new();
+    for object in objects.list(TABLES).map_err(read)? {
+        let mut pieces = object.path.split('/').skip(1);
+        if let (Some(tenant), Some(table)) = (pieces.next(), pieces.next())
+            && let (Ok(tenant), Some(table)) = (TenantId::parse(tenant), Table::from_name(table))
+        {
+            found.insert((tenant, table));
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Loads a table, or creates it.
+pub(crate) fn open_table(
+    objects: &Arc<dyn Objects>,
+    env: &Environment,
+    tenant: &TenantId,
+    table: Table,
+) -> Result<TableState, CatalogError> {
+    let catalog = load_catalog(objects, env, tenant, table)?;
+    Ok(TableState {
+        tenant: tenant.clone(),
+        table,
+        data: RwLock::new(TableData { head: TableHead::default(), parts: catalog.live() }),
+        catalog: RwLock::new(Arc::new(catalog)),
+        reload: AtomicBool::new(false),
+        index: RwLock::new(LabelIndex::default()),
+        flush: Mutex::new(()),
+        replay_indexed: AtomicBool::new(true),
+        compact_not_before: Mutex::new(std::time::Duration::ZERO),
+    })
+}
+
+fn load_catalog(
+    objects: &Arc<dyn Objects>,
+    env: &Environment,
+    tenant: &TenantId,
+    table: Table,
+) -> Result<TableCatalog, CatalogError> {
+    let prefix = format!("{TABLES}/{tenant}/{}", table.name());
+    let options = TableOptions::new(table, prefix, disk_schema(table));
+    let (catalog, report) = TableCatalog::open(objects.clone(), options, env.clock.now())?;
+    for damage in report.log.iter().chain(&report.parts) {
+        tracing::error!(%tenant, table = table.name(), path = damage.path, reason = damage.reason,
+            moved_to = damage.moved_to, "damage found; the rest of the table is served");
+    }
+    Ok(catalog)
+}
+
+/// Takes WAL records into heads, without their rows: those stay in the WAL until someone asks or they are flushed.
+struct Replay<'a> {
+    objects: &'a Arc<dyn Objects>,
+    env: &'a Environment,
+    node: &'a str,
+    tables: BTreeMap<(TenantId, Table), Arc<TableState>>,
+    sources: &'a SourceMemory,
+    error: Option<OpenError>,
+}
+
+impl Replay<'_> {
+    fn record(&mut self, record: ReplayedRecord) {
+        let positions: Vec<SourcePosition> =
+            record.positions.into_iter().map(|(key, position)| SourcePosition { key, position }).collect();
+        self.sources.record(&record.tenant, &positions, None);
+        for id in record.batch_ids {
+            self.sources.record(&record.tenant, &[], Some(id));
+        }
+        for at in record.batches {
+            let table = at.meta.table;
+            let Some(state) = self.table(&record.tenant, table) else { return };
+            let flushed = state.catalog.read().txn_version(&txn_app(self.node, table));
+            if flushed.is_some_and(|v| u64::try_from(v).is_ok_and(|v| record.seq <= v)) {
+                continue;
+            }
+            state.replay_indexed.store(false, Ordering::Relaxed);
+            state.data.write().head.push(HeadBatch {
+                first_seq: record.seq,
+                last_seq: record.seq,
+                row_count: at.meta.rows as usize,
+                min_ts: at.meta.min_ts,
+                max_ts: at.meta.max_ts,
+                bytes: 0,
+                arrived: self.env.clock.monotonic(),
+                rows: HeadRows::Wal(at),
+            });
+        }
+    }
+
+    fn table(&mut self, tenant: &TenantId, table: Table) -> Option<Arc<TableState>> {
+        let key = (tenant.clone(), table);
+        if let Some(state) = self.tables.get(&key) {
+            return Some(state.clone());
+        }
+        match open_table(self.objects, self.env, tenant, table) {
+            Ok(state) => Some(self.tables.entry(key).or_insert(Arc::new(state)).clone()),
+            Err(e) => {
+                let table = format!("{tenant}/{}", table.name());
+                self.error.get_or_insert(OpenError::Catalog { table, source: Box::new(e) });
+                None
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Loads a table's log again after a commit whose outcome was not known, and lets go of head rows that turn out to
+    /// be in parts.
+    pub(crate) fn reload_table(&self, state: &TableState) -> Result<(), CatalogError> {
+        let _one = state.flush.lock();
+        let catalog = Arc::new(load_catalog(&self.objects, &self.env, &state.tenant, state.table)?);
+        let flushed = catalog.txn_version(&self.txn_app(state.table)).and_then(|v| u64::try_from(v).ok());
+        let mut data = state.data.write();
+        data.parts = catalog.live();
+        if let Some(seq) = flushed {
+            let before = data.head.bytes;
+            data.head.retire(seq);
+            self.head_bytes.fetch_sub(before - data.head.bytes, Ordering::Relaxed);
+        }
+        *state.catalog.write() = catalog;
+        state.reload.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Brings the index of a table up to what the parts of the range's days, and batches still in the WAL, hold.
+    pub(crate) fn ensure_indexed(&self, state: &TableState, range: TimeRange) -> Result<(), ScanError> {
+        let first = range.start().day();
+        let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
+        self.index_parts(state, |day| first <= day && day <= last)
+    }
+
+    /// As [`Inner::ensure_indexed`] for certain days.
+    pub(crate) fn ensure_days(&self, state: &TableState, days: &HashSet<i64>) -> Result<(), ScanError> {
+        self.index_parts(state, |day| days.contains(&day))
+    }
+
+    fn index_parts(&self, state: &TableState, wanted: impl Fn(i64) -> bool) -> Result<(), ScanError> {
+        // The head first: rows that are flushed meanwhile are then found in the parts.
+        if !state.replay_indexed.load(Ordering::Acquire) {
+            let head = state.data.read().head.batches.clone();
+            for batch in head.iter().filter(|b| matches!(b.rows, HeadRows::Wal(_))) {
+                match batch.load(state.table) {
+                    Ok(rows) => index_batch(state, rows),
+                    Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
+                    Err(e) => return Err(e),
+                }
+            }
+            state.replay_indexed.store(true, Ordering::Release);
+        }
+        let parts = state.data.read().parts.clone();
+        for entry in parts.iter().filter(|p| wanted(p.day())) {
+            if state.index.read().days.get(&entry.day()).is_some_and(|d| d.parts.contains(&entry.path)) {
+                continue;
+            }
+            let file = state.catalog.read().file_of(&entry.path);
+            match self.index_part(state, &file, entry) {
+                Ok(()) => {}
+                Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
+                Err(e) => return Err(e),
+            }
+            state.index.write().days.entry(entry.day()).or_default().parts.insert(entry.path.clone());
+        }
+        Ok(())
+    }
+
+    fn index_part(
+        &self,
+        state: &TableState,
+        file: &str,
+        entry: &Arc<crate::catalog::PartEntry>,
+    ) -> Result<(), ScanError> {
+        let corrupt = |e: &dyn std::fmt::Display| ScanError::Corrupt { part: file.to_owned(), reason: e.to_string() };
+        let reader = self.parts.open(&self.objects, file, entry.size)?;
+        if state.table == Table::Logs {
+            let streams = reader.streams().map_err(|e| corrupt(&e))?;
+            let mut index = state.index.write();
+            for s in streams.iter() {
+                let Ok(labels) = crate::model::Labels::from_json(&s.labels) else { continue };
+                index.add(entry.day(), s.stream_id, &Arc::new(labels), s.min_ts, s.max_ts, None);
+            }
+            return Ok(());
+        }
+        let source = crate::part_cache::PartSource {
+            objects: self.objects.clone(),
+            cache: self.parts.clone(),
+            file: file.to_owned(),
+            entry: entry.clone(),
+        };
+        let request = ScanRequest::new(state.tenant.clone(), state.table, TimeRange::ALL);
+        let columns: Vec<usize> = (0..crate::model::schema::stored(state.table).fields().len()).collect();
+        source.read(&request, &columns, &RowSelector::All, &ScanStats::default(), &mut |rows| {
+            index_series(&mut state.index.write(), &rows, true);
+            Ok(true)
+        })
+    }
+}
+
+fn index_batch(state: &TableState, rows: arrow::array::RecordBatch) {
+    let mut index = state.index.write();
+    match state.table {
+        Table::Logs => {
+            let streams = streams_of(&rows);
+            crate::head::points::index_streams(&mut index, &streams);
+        }
+        Table::MetricSeries => index_series(&mut index, &rows, true),
+        _ => {}
+    }
+}

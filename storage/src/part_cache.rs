@@ -1,0 +1,188 @@
+//! Open parts, and the two kinds of row sources a scan has: a part, a head batch.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use arrow::array::RecordBatch;
+use parking_lot::Mutex;
+
+use crate::{
+    ScanError,
+    catalog::PartEntry,
+    head::{HeadBatch, HeadRows},
+    limits,
+    model::{Table, schema},
+    object::Objects,
+    part::{PartReader, PartScan, RangeRead},
+    scan::{
+        request::{ScanRequest, ScanStats},
+        select::RowSelector,
+        stream::{RowSource, may_hold, narrow},
+    },
+    store::Inner,
+};
+
+/// Readers of parts with their footers and indexes, the least recently used forgotten first.
+#[derive(Clone, Default)]
+pub(crate) struct PartCache {
+    held: Arc<Mutex<(u64, HashMap<String, (u64, Arc<PartReader>)>)>>,
+}
+
+impl PartCache {
+    pub fn open(&self, objects: &Arc<dyn Objects>, file: &str, size: u64) -> Result<Arc<PartReader>, ScanError> {
+        {
+            let mut held = self.held.lock();
+            held.0 += 1;
+            let now = held.0;
+            if let Some((used, reader)) = held.1.get_mut(file) {
+                *used = now;
+                return Ok(reader.clone());
+            }
+        }
+        let source: Arc<dyn RangeRead> =
+            Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size });
+        let reader = Arc::new(
+            PartReader::open(source)
+                .map_err(|e| ScanError::Corrupt { part: file.to_owned(), reason: e.to_string() })?,
+        );
+        let mut held = self.held.lock();
+        let now = held.0;
+        if held.1.len() >= limits::OPEN_PARTS_MAX {
+            let mut ages: Vec<u64> = held.1.values().map(|(used, _)| *used).collect();
+            let eighth = ages.len() / 8;
+            let (_, cut, _) = ages.select_nth_unstable(eighth);
+            let cut = *cut;
+            held.1.retain(|_, (used, _)| *used > cut);
+        }
+        held.1.insert(file.to_owned(), (now, reader.clone()));
+        Ok(reader)
+    }
+
+    pub fn forget(&self, file: &str) {
+        self.held.lock().1.remove(file);
+    }
+}
+
+/// An object read by ranges.
+#[derive(Debug)]
+struct ObjectRange {
+    objects: Arc<dyn Objects>,
+    path: String,
+    size: u64,
+}
+
+impl RangeRead for ObjectRange {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, range: std::ops::Range<u64>) -> std::io::Result<bytes::Bytes> {
+        self.objects.get_range(&self.path, range)
+    }
+}
+
+/// Rows of a part. Holding it keeps the part's file from being deleted.
+pub(crate) struct PartSource {
+    pub objects: Arc<dyn Objects>,
+    pub cache: PartCache,
+    /// Path of the file in the object store.
+    pub file: String,
+    pub entry: Arc<PartEntry>,
+}
+
+impl RowSource for PartSource {
+    fn bounds(&self) -> (i64, i64) {
+        (self.entry.min_ts.nanos(), self.entry.max_ts.nanos())
+    }
+
+    fn read(
+        &self,
+        request: &ScanRequest,
+        columns: &[usize],
+        selector: &RowSelector,
+        stats: &ScanStats,
+        visit: &mut dyn FnMut(RecordBatch) -> Result<bool, ScanError>,
+    ) -> Result<(), ScanError> {
+        let reader = self.cache.open(&self.objects, &self.file, self.entry.size)?;
+        let scan = PartScan { columns, range: request.range, selector };
+        let corrupt =
+            |e: &dyn std::fmt::Display| ScanError::Corrupt { part: self.file.clone(), reason: e.to_string() };
+        for batch in reader.scan(&scan, stats).map_err(|e| corrupt(&e))? {
+            if !visit(batch.map_err(|e| corrupt(&e))?)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows of a head batch.
+pub(crate) struct HeadSource {
+    pub table: Table,
+    pub batch: Arc<HeadBatch>,
+}
+
+impl HeadBatch {
+    /// The rows, decoded from the WAL if they rest there.
+    pub fn load(&self, table: Table) -> Result<RecordBatch, ScanError> {
+        match &self.rows {
+            HeadRows::Memory(rows) => Ok(rows.clone()),
+            HeadRows::Wal(at) => {
+                let rows = at.read().map_err(|e| ScanError::Corrupt {
+                    part: format!("wal record {}", self.first_seq),
+                    reason: e.to_string(),
+                })?;
+                if rows.schema_ref().fields() != schema::stored(table).fields() {
+                    return Err(ScanError::Corrupt {
+                        part: format!("wal record {}", self.first_seq),
+                        reason: "its columns are those of another release".into(),
+                    });
+                }
+                Ok(rows)
+            }
+        }
+    }
+}
+
+impl RowSource for HeadSource {
+    fn bounds(&self) -> (i64, i64) {
+        (self.batch.min_ts, self.batch.max_ts)
+    }
+
+    fn read(
+        &self,
+        _request: &ScanRequest,
+        columns: &[usize],
+        selector: &RowSelector,
+        _stats: &ScanStats,
+        visit: &mut dyn FnMut(RecordBatch) -> Result<bool, ScanError>,
+    ) -> Result<(), ScanError> {
+        let rows = self.batch.load(self.table)?;
+        if !may_hold(self.table, &rows, selector) {
+            return Ok(());
+        }
+        // In pieces, so that a selection of one in many rows works in cache and can stop early.
+        let rows = narrow(&rows, columns)?;
+        let mut at = 0;
+        while at < rows.num_rows() {
+            let n = HEAD_PIECE_ROWS.min(rows.num_rows() - at);
+            if !visit(rows.slice(at, n))? {
+                break;
+            }
+            at += n;
+        }
+        Ok(())
+    }
+}
+
+const HEAD_PIECE_ROWS: usize = 16_384;
+
+impl Inner {
+    /// Counts and reports a part that cannot be read.
+    pub(crate) fn report_corrupt(&self, part: &str, reason: &str) {
+        self.metrics.quarantined_parts.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(part, reason, "a part is damaged; its rows are left out");
+    }
+}

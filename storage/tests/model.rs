@@ -1,0 +1,305 @@
+//! The store against a plain vector: random appends, flushes, merges, closes and crashes; every scan must give the same rows.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array as _, AsArray as _, RecordBatch},
+    datatypes::{Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use storage::{
+    Append, Durability, RowFilter, ScanOrder, ScanRequest, Selector, SourcePosition, Store, StoreConfig,
+    model::{
+        Labels, LogBatchBuilder, LogRow, Matcher, MetricBatchBuilder, SpanBatchBuilder, SpanRow, Table, TenantId,
+        TimeRange, Timestamp, batch::SeriesMeta,
+    },
+};
+
+const HOUR: i64 = 3_600_000_000_000;
+const BASE: i64 = 1_767_225_600_000_000_000;
+
+fn config(dir: &std::path::Path) -> StoreConfig {
+    let mut c = StoreConfig::new(dir);
+    c.background = false;
+    c.durability = Durability::None;
+    c
+}
+
+fn seeds(default: u64) -> Vec<u64> {
+    if let Ok(seed) = std::env::var("SIGHTLINE_SEED") {
+        return vec![seed.parse().expect("SIGHTLINE_SEED is a number")];
+    }
+    let n = std::env::var("SIGHTLINE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    (0..n).collect()
+}
+
+#[derive(Clone, Debug, PartialEq, PartialOrd)]
+struct Row {
+    ts: i64,
+    app: String,
+    body: String,
+}
+
+fn rows_of(batches: &[RecordBatch]) -> Vec<Row> {
+    let mut out = Vec::new();
+    for b in batches {
+        let ts = b.column_by_name("ts").unwrap().as_primitive::<TimestampNanosecondType>();
+        let labels = b.column_by_name("stream_labels").unwrap().as_dictionary::<Int32Type>();
+        let texts = labels.values().as_string::<i32>();
+        let body = b.column_by_name("body").unwrap().as_string::<i32>();
+        for i in 0..b.num_rows() {
+            let labels = Labels::from_json(texts.value(labels.keys().value(i) as usize)).unwrap();
+            out.push(Row {
+                ts: ts.value(i),
+                app: labels.get("app").unwrap_or("").to_owned(),
+                body: body.value(i).to_owned(),
+            });
+        }
+    }
+    out
+}
+
+fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    rows
+}
+
+async fn append_logs(store: &Store, tenant: &TenantId, rows: &[Row]) {
+    let mut b = LogBatchBuilder::new();
+    for r in rows {
+        let labels = Labels::from_pairs([("app", r.app.as_str())]).to_json();
+        b.push(&LogRow { ts: r.ts, stream_labels: &labels, body: &r.body, ..LogRow::default() });
+    }
+    let rows = vec![(Table::Logs, b.finish())];
+    store.append(Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+}
+
+struct Contains(&'static str);
+
+impl RowFilter for Contains {
+    fn columns(&self) -> &[&'static str] {
+        &["body"]
+    }
+    fn keep(&self, batch: &RecordBatch) -> Result<arrow::array::BooleanArray, storage::ScanError> {
+        let body = batch.column_by_name("body").unwrap().as_string::<i32>();
+        Ok(body.iter().map(|b| b.map(|b| b.contains(self.0))).collect())
+    }
+}
+
+/// One comparison of a random scan with the same over the vector.
+async fn compare(store: &Store, tenant: &TenantId, model: &[Row], rng: &mut StdRng, what: &str) {
+    let start = BASE + rng.random_range(-HOUR..4 * HOUR);
+    let end = start + rng.random_range(1..3 * HOUR);
+    let range =
+        if rng.random_bool(0.3) { TimeRange::ALL } else { TimeRange::new(Timestamp(start), Timestamp(end)).unwrap() };
+    let app = rng.random_bool(0.5).then(|| format!("app{}", rng.random_range(0..5)));
+    let filter = rng.random_bool(0.4);
+    let mut want: Vec<Row> = model
+        .iter()
+        .filter(|r| range.contains(Timestamp(r.ts)))
+        .filter(|r| app.as_ref().is_none_or(|a| *a == r.app))
+        .filter(|r| !filter || r.body.contains("7"))
+        .cloned()
+        .collect();
+    let mut request = ScanRequest::new(tenant.clone(), Table::Logs, range).columns(&["body", "ts", "stream_labels"]);
+    if let Some(a) = &app {
+        request = request.selector(Selector::Labels(vec![Matcher::equal("app", a.as_str())]));
+    }
+    if filter {
+        request = request.filter(Arc::new(Contains("7")));
+    }
+    let got = rows_of(&store.scan(request.clone()).await.unwrap().collect().await.unwrap());
+    want = sorted(want);
+    assert_eq!(sorted(got), want, "{what}: unordered scan of {range:?} {app:?} {filter}");
+    // Times are distinct in this model, so an order fixes the rows.
+    let limit = rng.random_range(1..50usize);
+    for (order, descending) in [(ScanOrder::TimeAscending, false), (ScanOrder::TimeDescending, true)] {
+        let got =
+            rows_of(&store.scan(request.clone().order(order, Some(limit))).await.unwrap().collect().await.unwrap());
+        let mut top = want.clone();
+        if descending {
+            top.reverse();
+        }
+        top.truncate(limit);
+        assert_eq!(got, top, "{what}: {order:?} limit {limit}");
+    }
+}
+
+#[tokio::test]
+async fn any_mix_of_head_and_parts_scans_like_a_vector() {
+    for seed in seeds(12) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let tenant = TenantId::default_tenant();
+        let mut store = Store::open(config(dir.path())).await.unwrap();
+        let mut model: Vec<Row> = Vec::new();
+        let mut next = 0i64;
+        for step in 0..30 {
+            let what = format!("seed {seed} step {step}");
+            match rng.random_range(0..10) {
+                0..=5 => {
+                    let n = rng.random_range(1..400);
+                    let rows: Vec<Row> = (0..n)
+                        .map(|_| {
+                            next += 1;
+                            Row {
+                                ts: BASE + rng.random_range(0..3 * HOUR) / 10_000 * 10_000 + next % 10_000,
+                                app: format!("app{}", rng.random_range(0..4)),
+                                body: format!("request {} took {} ms", next, rng.random_range(0..1000)),
+                            }
+                        })
+                        .collect();
+                    append_logs(&store, &tenant, &rows).await;
+                    model.extend(rows);
+                }
+                6 => store.flush().await.unwrap(),
+                7 => store.compact().await.unwrap(),
+                8 => {
+                    store.close().await.unwrap();
+                    store = Store::open(config(dir.path())).await.unwrap();
+                }
+                _ => {
+                    store.abandon().await.unwrap();
+                    store = Store::open(config(dir.path())).await.unwrap();
+                }
+            }
+            compare(&store, &tenant, &model, &mut rng, &what).await;
+        }
+        store.flush().await.unwrap();
+        store.compact().await.unwrap();
+        compare(&store, &tenant, &model, &mut rng, &format!("seed {seed} end")).await;
+        assert!(store.parts_by_level().keys().any(|l| *l == 2), "seed {seed}: {:?}", store.parts_by_level());
+    }
+}
+
+#[tokio::test]
+async fn the_later_of_two_samples_at_one_time_counts_in_head_parts_and_merges() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    let labels = Labels::from_pairs([("__name__", "m"), ("job", "a")]);
+    for round in 0..6 {
+        let mut b = MetricBatchBuilder::new();
+        let id = b.series(&labels, SeriesMeta { metric_type: Some("gauge"), ..SeriesMeta::default() });
+        for i in 0..100 {
+            b.sample(id, BASE / 1_000_000 + i * 1000, None, f64::from(round) + i as f64 / 1000.0);
+        }
+        let m = b.finish();
+        let rows = vec![(Table::MetricSeries, m.series), (Table::MetricSamples, m.samples)];
+        store.append(Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+        if round % 2 == 1 {
+            store.flush().await.unwrap();
+        }
+        if round == 3 {
+            store.compact().await.unwrap();
+        }
+        let series = store.series(&tenant, &[Matcher::equal("__name__", "m")], TimeRange::ALL).await.unwrap();
+        assert_eq!(series.len(), 1);
+        assert_eq!(series[0].metric_type.as_deref(), Some("gauge"));
+        let request = ScanRequest::new(tenant.clone(), Table::MetricSamples, TimeRange::ALL)
+            .selector(Selector::Ids(Arc::from([series[0].id])))
+            .columns(&["ts_ms", "value"]);
+        let mut last = std::collections::BTreeMap::new();
+        for b in store.scan(request).await.unwrap().collect().await.unwrap() {
+            let (ts, v) = (b.column(0).as_primitive::<Int64Type>(), b.column(1).as_primitive::<Float64Type>());
+            for i in 0..b.num_rows() {
+                last.insert(ts.value(i), v.value(i));
+            }
+        }
+        assert_eq!(last.len(), 100);
+        for (i, v) in last.values().enumerate() {
+            assert_eq!(*v, f64::from(round) + i as f64 / 1000.0, "round {round} sample {i}");
+        }
+    }
+    store.close().await.unwrap();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    let series = store.series(&tenant, &[Matcher::equal("job", "a")], TimeRange::ALL).await.unwrap();
+    assert_eq!(series.len(), 1, "series come back from parts");
+    assert_eq!(*series[0].labels, labels);
+}
+
+#[tokio::test]
+async fn a_trace_is_found_wherever_its_spans_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    for round in 0..4u8 {
+        let mut b = SpanBatchBuilder::new();
+        for trace in 0..50u8 {
+            b.push(&SpanRow {
+                trace_id: &[trace + 1; 16],
+                span_id: &[round + 1; 8],
+                parent_span_id: (round > 0).then_some(&[1; 8][..]),
+                ts: BASE + i64::from(trace) * HOUR / 50 + i64::from(round),
+                duration_ns: 5,
+                name: "op",
+                ..SpanRow::default()
+            });
+        }
+        let rows = vec![(Table::Spans, b.finish())];
+        store.append(Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+        if round < 3 {
+            store.flush().await.unwrap();
+        }
+        if round == 1 {
+            store.compact().await.unwrap();
+        }
+        let request = ScanRequest::new(tenant.clone(), Table::Spans, TimeRange::ALL)
+            .selector(Selector::Trace([8; 16]))
+            .columns(&["span_id", "name", "nested_left"]);
+        let found: usize =
+            store.scan(request).await.unwrap().collect().await.unwrap().iter().map(|b| b.num_rows()).sum();
+        assert_eq!(found, usize::from(round) + 1);
+    }
+}
+
+#[tokio::test]
+async fn positions_and_batch_ids_survive_a_crash_and_a_clean_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let mut store = Store::open(config(dir.path())).await.unwrap();
+    for round in 0..4u64 {
+        let mut b = LogBatchBuilder::new();
+        b.push(&LogRow { ts: BASE + round as i64, stream_labels: "{\"app\":\"a\"}", body: "x", ..LogRow::default() });
+        let append = Append {
+            tenant: tenant.clone(),
+            rows: vec![(Table::Logs, b.finish())],
+            sources: vec![SourcePosition { key: "file-1".into(), position: round * 10 }],
+            batch_id: Some([round as u8; 16]),
+        };
+        assert!(!store.append(append.clone()).await.unwrap().duplicate);
+        assert!(store.append(append.clone()).await.unwrap().duplicate);
+        if round % 2 == 0 {
+            store.close().await.unwrap();
+        } else {
+            store.abandon().await.unwrap();
+        }
+        assert!(store.append(append.clone()).await.is_err(), "a closed store takes nothing");
+        store = Store::open(config(dir.path())).await.unwrap();
+        assert_eq!(store.position(&tenant, "file-1"), Some(round * 10));
+        assert!(store.append(append).await.unwrap().duplicate, "round {round}");
+        let request = ScanRequest::new(tenant.clone(), Table::Logs, TimeRange::ALL);
+        let n: usize = store.scan(request).await.unwrap().collect().await.unwrap().iter().map(|b| b.num_rows()).sum();
+        assert_eq!(n as u64, round + 1);
+    }
+}
+
+#[tokio::test]
+async fn tenants_do_not_see_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
+    let row = |app: &str| vec![Row { ts: BASE, app: app.into(), body: "x".into() }];
+    append_logs(&store, &a, &row("of-a")).await;
+    append_logs(&store, &b, &row("of-b")).await;
+    store.flush().await.unwrap();
+    for (tenant, app) in [(&a, "of-a"), (&b, "of-b")] {
+        let request = ScanRequest::new(tenant.clone(), Table::Logs, TimeRange::ALL);
+        let rows = rows_of(&store.scan(request).await.unwrap().collect().await.unwrap());
+        assert_eq!(rows.iter().map(|r| r.app.as_str()).collect::<Vec<_>>(), [app]);
+        let streams = store.streams(tenant, &[], TimeRange::ALL).await.unwrap();
+        assert_eq!(streams.len(), 1);
+        assert_eq!(streams[0].labels.get("app"), Some(app));
+    }
+    assert_eq!(store.tenants(), [a, b]);
+}
