@@ -97,38 +97,10 @@ fn culprit(value: &Value, path: &str, message: &str) -> String {
 fn explain(message: &str, unknown: Option<&str>) -> String {
     let Some(unknown) = unknown else { return message.to_owned() };
     let valid: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
-    match nearest(unknown, &valid) {
+    match pipeline::error::nearest(unknown, valid) {
         Some(name) => format!("{message}; did you mean `{name}`?"),
         None => message.to_owned(),
     }
-}
-
-/// The valid name nearest to what was written, if it is near enough to be a slip.
-pub fn nearest<'a>(written: &str, valid: &[&'a str]) -> Option<&'a str> {
-    let limit = (written.chars().count() / 3).max(2);
-    valid.iter().map(|v| (distance(written, v), *v)).filter(|(d, _)| *d <= limit).min().map(|(_, v)| v)
-}
-
-/// Edit distance with swaps of neighbours, lower case.
-fn distance(a: &str, b: &str) -> usize {
-    let a: Vec<char> = a.to_lowercase().chars().take(100).collect();
-    let b: Vec<char> = b.to_lowercase().chars().take(100).collect();
-    let mut rows = vec![vec![0usize; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    rows[0] = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        for j in 1..=b.len() {
-            let swap = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + swap);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = best;
-        }
-    }
-    rows[a.len()][b.len()]
 }
 
 /// Steps of `a.b[2].c`.

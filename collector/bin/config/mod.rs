@@ -1,0 +1,324 @@
+//! The one configuration: flags, environment and YAML file, read raw, then checked into [`Config`].
+//!
+//! A flag beats the environment, the environment beats the file, the file beats the defaults. Checking finds every
+//! error of the file at once.
+
+pub mod check;
+pub mod units;
+pub mod yaml;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use collector::{containers, file_tail, host_metrics};
+use pipeline::PipelineConfig;
+use serde::Deserialize;
+use storage::{
+    Durability, StoreConfig,
+    config::{Retention, RetentionRule},
+    model::{Table, TenantId},
+};
+
+use self::{
+    check::Problem,
+    units::{Bytes, Fsync, Span},
+    yaml::Document,
+};
+use crate::cli::ServeArgs;
+
+/// Every source that can be configured by name. The push protocols, container logs and host metrics need no entry.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum SourceConfig {
+    Files(file_tail::Config),
+    Containers(containers::Config),
+    HostMetrics(host_metrics::Config),
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    http: Option<SocketAddr>,
+    otlp_grpc: Option<SocketAddr>,
+    otlp_http: Option<SocketAddr>,
+    no_collect: Option<bool>,
+    fsync: Option<Fsync>,
+    memory_limit: Option<Bytes>,
+    log_level: Option<String>,
+    retention: Vec<FileRetention>,
+    limits: FileLimits,
+    sources: BTreeMap<String, serde_json::Value>,
+    transforms: BTreeMap<String, serde_json::Value>,
+    sinks: BTreeMap<String, serde_json::Value>,
+}
+
+/// Bounds of what comes in.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileLimits {
+    /// Bytes one request may inflate to.
+    inflated_bytes: Option<Bytes>,
+    /// How far ahead of our clock a record may be.
+    future: Option<Span>,
+    /// How old a record may be; by default any age is taken.
+    past: Option<Span>,
+    /// Share of the disk in use, in percent, above which writes are refused.
+    disk_used_percent: Option<u8>,
+}
+
+/// How long rows are kept.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRetention {
+    keep: Span,
+    #[serde(default)]
+    table: Option<String>,
+    #[serde(default)]
+    tenant: Option<String>,
+}
+
+/// The checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    pub store: StoreConfig,
+    pub http: SocketAddr,
+    pub otlp_grpc: SocketAddr,
+    pub otlp_http: SocketAddr,
+    pub collect: bool,
+    pub log_level: String,
+    pub inflated_bytes_max: Option<usize>,
+    pub future_max: Option<Duration>,
+    pub past_max: Option<Duration>,
+    pub sources: BTreeMap<String, SourceConfig>,
+    pub pipeline: PipelineConfig,
+}
+
+/// Everything that stands in the way, ready to print.
+#[derive(Debug)]
+pub struct ConfigError(pub Vec<String>);
+
+impl Config {
+    /// Reads the file that the flags name, if any, and lays the flags over it.
+    pub fn load(args: &ServeArgs) -> Result<Config, ConfigError> {
+        let (document, name) = match &args.config {
+            None => (None, String::new()),
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| ConfigError(vec![format!("cannot read configuration {name}: {e}")]))?;
+                (Some(parse(&text, &name)?), name)
+            }
+        };
+        let empty = Document::parse("").expect("an empty text is an empty document");
+        let mut problems = Vec::new();
+        let config = build(document.as_ref().unwrap_or(&empty), args, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(ConfigError(lines(&name, problems))),
+        }
+    }
+}
+
+/// Checks a text: every problem at once, as `file:line:column: path: message`.
+pub fn check(text: &str, name: &str) -> Result<(), ConfigError> {
+    let document = parse(text, name)?;
+    let mut problems = Vec::new();
+    build(&document, &ServeArgs::default(), &mut problems);
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError(lines(name, problems))) }
+}
+
+fn parse(text: &str, name: &str) -> Result<Document, ConfigError> {
+    Document::parse(text)
+        .map_err(|e| ConfigError(vec![format!("{name}:{}:{}: {}", e.place.line, e.place.column, e.message)]))
+}
+
+fn lines(name: &str, mut problems: Vec<Problem>) -> Vec<String> {
+    problems.sort_by(|a, b| (a.place, &a.path).cmp(&(b.place, &b.path)));
+    problems.dedup();
+    problems.into_iter().map(|p| format!("{name}:{p}")).collect()
+}
+
+fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> Option<Config> {
+    let before = problems.len();
+    let file: File = check::read(document, "", &document.value, problems)?;
+    let at = |path: &str, message: String| Problem { place: document.place(path), path: path.to_owned(), message };
+    let mut found = Vec::new();
+    let retention = retention(&file.retention, &mut |path, message| found.push(at(path, message)));
+    let log_level = args.log_level.clone().or(file.log_level).unwrap_or_else(|| "warn".into());
+    if let Err(e) = crate::telemetry::filter(&log_level) {
+        found.push(at("log_level", e));
+    }
+    if file.limits.disk_used_percent.is_some_and(|p| !(1..=100).contains(&p)) {
+        found.push(at("limits.disk_used_percent", "expected 1 to 100".into()));
+    }
+    problems.append(&mut found);
+    let sources = components(document, "sources", &file.sources, problems);
+    let pipeline = PipelineConfig {
+        transforms: components(document, "transforms", &file.transforms, problems),
+        sinks: components(document, "sinks", &file.sinks, problems),
+    };
+    if problems.len() == before {
+        problems.extend(wiring(document, &sources, &file));
+    }
+    let mut store = StoreConfig::new(args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| "./sightline-data".into()));
+    store.durability = args.fsync.or(file.fsync).map_or(Durability::Group, |f| f.0);
+    store.memory_bytes_max = match args.memory_limit.or(file.memory_limit) {
+        Some(Bytes(n)) => usize::try_from(n).unwrap_or(usize::MAX).max(MEMORY_MIN),
+        None => default_memory(),
+    };
+    // A flush holds its rows twice while it sorts them.
+    store.flush_bytes = (store.memory_bytes_max / 6).clamp(4 << 20, 128 << 20);
+    store.retention = retention;
+    if let Some(percent) = file.limits.disk_used_percent {
+        store.disk_used_max = f64::from(percent) / 100.0;
+    }
+    let addr = |flag: Option<SocketAddr>, file: Option<SocketAddr>, port: u16| {
+        flag.or(file).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port)))
+    };
+    Some(Config {
+        store,
+        http: addr(args.http, file.http, 7600),
+        otlp_grpc: addr(args.otlp_grpc, file.otlp_grpc, 4317),
+        otlp_http: addr(args.otlp_http, file.otlp_http, 4318),
+        collect: !args.no_collect.or(file.no_collect).unwrap_or(false),
+        log_level,
+        inflated_bytes_max: file.limits.inflated_bytes.and_then(|b| usize::try_from(b.0).ok()),
+        future_max: file.limits.future.map(|s| s.0),
+        past_max: file.limits.past.map(|s| s.0),
+        sources,
+        pipeline,
+    })
+}
+
+/// Least memory the store works in.
+const MEMORY_MIN: usize = 64 << 20;
+
+/// Three eighths of what the cgroup or the machine gives, at most 768 MiB.
+fn default_memory() -> usize {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib * 1024)
+    });
+    let cgroup = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .iter()
+        .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok());
+    let given = machine.into_iter().chain(cgroup).min().unwrap_or(2 << 30);
+    (given / 8 * 3).clamp(MEMORY_MIN, 768 << 20)
+}
+
+/// Reads each component of a section on its own, so that one bad one does not hide the others.
+fn components<T: serde::de::DeserializeOwned>(
+    document: &Document,
+    section: &str,
+    raw: &BTreeMap<String, serde_json::Value>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, T> {
+    let mut out = BTreeMap::new();
+    for (name, value) in raw {
+        if let Some(read) = check::read(document, &yaml::join(section, name), value, problems) {
+            out.insert(name.clone(), read);
+        }
+    }
+    out
+}
+
+/// Names, cycles and signals of the graph.
+fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &File) -> Vec<Problem> {
+    let mut unused = Vec::new();
+    let pipeline = PipelineConfig {
+        transforms: components(document, "transforms", &file.transforms, &mut unused),
+        sinks: components(document, "sinks", &file.sinks, &mut unused),
+    };
+    let mut builder = pipeline::PipelineBuilder::new(pipeline);
+    for (name, signals) in crate::app::fixed_sources() {
+        builder = builder.input(name, signals);
+    }
+    for (name, source) in sources {
+        let signals = match source {
+            SourceConfig::HostMetrics(_) => pipeline::Signals::METRICS,
+            SourceConfig::Files(_) | SourceConfig::Containers(_) => pipeline::Signals::LOGS,
+        };
+        builder = builder.input(name, signals);
+    }
+    match builder.check() {
+        Ok(_) => Vec::new(),
+        Err(e) => e
+            .0
+            .into_iter()
+            .map(|e| Problem {
+                place: document.place(&e.path),
+                message: match &e.nearest {
+                    Some(n) => format!("{}; did you mean `{n}`?", e.message),
+                    None => e.message.clone(),
+                },
+                path: e.path,
+            })
+            .collect(),
+    }
+}
+
+fn retention(rules: &[FileRetention], problem: &mut dyn FnMut(&str, String)) -> Retention {
+    let mut out = Retention::default();
+    for (i, rule) in rules.iter().enumerate() {
+        let table = match rule.table.as_deref().map(|name| (name, Table::from_name(name))) {
+            Some((name, None)) => {
+                let valid: Vec<&str> = Table::ALL.iter().map(|t| t.name()).collect();
+                let near = pipeline::error::nearest(name, valid.iter().copied());
+                let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+                problem(
+                    &format!("retention[{i}].table"),
+                    format!("unknown table `{name}`, expected one of {}{hint}", valid.join(", ")),
+                );
+                continue;
+            }
+            Some((_, table)) => table,
+            None => None,
+        };
+        let tenant = match rule.tenant.as_deref().map(TenantId::parse) {
+            Some(Err(e)) => {
+                problem(&format!("retention[{i}].tenant"), e.to_string());
+                continue;
+            }
+            Some(Ok(t)) => Some(t),
+            None => None,
+        };
+        out.rules.push(RetentionRule { tenant, table, keep: rule.keep.0 });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::load(&ServeArgs::default()).unwrap();
+        assert_eq!(config.http.to_string(), "127.0.0.1:7600");
+        assert_eq!(config.store.durability, Durability::Group);
+        assert!(config.collect);
+    }
+
+    #[test]
+    fn every_error_comes_at_once_with_its_place() {
+        let text = "htpp: 1\nfsync: sometimes\nmemory_limit: big\nretention:\n  - {keep: 30d, table: lgos}\n\
+                    sinks:\n  out: {type: stdoot}\n";
+        let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
+        let all = lines.join("\n");
+        assert_eq!(lines.len(), 5, "{all}");
+        assert!(lines[0].starts_with("f.yaml:1:1: htpp: unknown field `htpp`"), "{all}");
+        assert!(lines[0].contains("did you mean `http`?"), "{all}");
+        assert!(lines[1].starts_with("f.yaml:2:8: fsync: invalid fsync mode"), "{all}");
+        assert!(lines[2].starts_with("f.yaml:3:15: memory_limit: invalid size"), "{all}");
+        assert!(lines[3].contains("5:23: retention[0].table: unknown table `lgos`"), "{all}");
+        assert!(lines[4].contains("did you mean `stdout`?"), "{all}");
+    }
+
+    #[test]
+    fn wiring_is_checked_too() {
+        let text = "sinks:\n  out: {type: stdout, inputs: [psuh]}\n";
+        let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
+        assert!(lines[0].contains("psuh") && lines[0].contains("did you mean `push`?"), "{lines:?}");
+    }
+}
