@@ -31,7 +31,7 @@ const TABLES: &str = "data";
 
 pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
     let dir = if env.lock_dir { Some(DataDir::open(&config.dir)?) } else { None };
-    let objects: Arc<dyn Objects> = Arc::new(LocalStore::new(&config.dir));
+    let objects: Arc<dyn Objects> = Arc::new(LocalStore::on(env.vfs.clone(), &config.dir));
     let mut tables = BTreeMap::new();
     for (tenant, table) in existing_tables(&objects)? {
         let state = open_table(&objects, &env, &tenant, table)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch},
+    array::{AsArray as _, RecordBatch},
     datatypes::{Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
