@@ -72,18 +72,27 @@ impl<'a> Attributes<'a> {
         self.at(name).ok().map(|i| self.0.remove(i).1)
     }
 
-    /// Free of what it was read from.
-    pub fn into_owned(self) -> Attributes<'static> {
-        Attributes(
-            self.0.into_iter().map(|(n, v)| (Cow::Owned(n.into_owned()), Cow::Owned(v.into_owned()))).collect(),
-        )
-    }
-
-    /// Takes over all members of the other; on equal names the other's count.
-    pub fn merge(&mut self, other: Attributes<'a>) {
-        for (name, value) in other.0 {
-            self.set_json(name, value);
+    /// The members of both as JSON; on equal names the other's count.
+    pub fn to_json_with(&self, other: &Attributes<'_>) -> String {
+        let mut out = String::from("{");
+        let mut member = |(name, value): (&str, &str)| {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            write_string(&mut out, name);
+            out.push(':');
+            out.push_str(value);
+        };
+        let mut others = other.iter().peekable();
+        for own in self.iter() {
+            while let Some(before) = others.next_if(|o| o.0 < own.0) {
+                member(before);
+            }
+            member(others.next_if(|o| o.0 == own.0).unwrap_or(own));
         }
+        others.for_each(member);
+        out.push('}');
+        out
     }
 
     pub fn to_json(&self) -> String {
@@ -421,6 +430,30 @@ mod tests {
             assert!(Attributes::read(odd).is_empty(), "{odd}");
         }
         assert!(Attributes::read("{}").is_empty());
+    }
+
+    #[test]
+    fn two_sets_are_joined_in_order_and_the_second_counts() {
+        let join = |a: &str, b: &str| Attributes::read(a).to_json_with(&Attributes::read(b));
+        assert_eq!(join(r#"{"b":1,"d":2}"#, r#"{"a":3,"b":4,"c":5,"e":6}"#), r#"{"a":3,"b":4,"c":5,"d":2,"e":6}"#);
+        assert_eq!(join("{}", r#"{"a":1}"#), r#"{"a":1}"#);
+        assert_eq!(join(r#"{"a":1}"#, "{}"), r#"{"a":1}"#);
+        assert_eq!(join("{}", "{}"), "{}");
+    }
+
+    #[test]
+    fn slices_of_a_dictionary_are_read_and_mapped_by_their_own_rows() {
+        let d: DictionaryArray<Int32Type> = [Some("a"), Some("b"), None, Some("a"), Some("c")].into_iter().collect();
+        let column: ArrayRef = Arc::new(d.slice(1, 3));
+        let texts = Texts::new(&column).unwrap();
+        assert_eq!(texts.each("-", |v| v), ["b", "-", "a"]);
+        let mut calls = 0;
+        let mapped = map_texts(&column, |v| {
+            calls += 1;
+            v.map(|v| format!("{v}!"))
+        });
+        assert_eq!(Texts::new(&mapped).unwrap().each("-", |v| v), ["b!", "-", "a!"]);
+        assert_eq!(calls, 3);
     }
 
     #[test]

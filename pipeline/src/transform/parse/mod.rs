@@ -221,7 +221,9 @@ impl Transform for Parse {
         let mut seen: HashMap<usize, Attributes<'_>> = HashMap::new();
         let attrs = Texts::new(&out.attrs_in).ok_or_else(|| TransformError("column `attrs` is not text".into()))?;
         let bodies = out.body_in.as_string::<i32>();
-        let mut next = Next::like(&out);
+        let writes_attrs = !matches!(self.format, Format::Timestamp | Format::Severity);
+        let writes_body = self.format == Format::Cri || self.message.is_some();
+        let mut next = Next::like(&out, writes_attrs, writes_body);
         for row in 0..rows.num_rows() {
             let text = match &self.key {
                 None => Some(Cow::Borrowed(bodies.value(row))),
@@ -230,7 +232,7 @@ impl Transform for Parse {
             match text.as_deref().and_then(|t| self.read(t)) {
                 None => {
                     unparsed += 1;
-                    next.keep(row, bodies.value(row), attrs.row(row));
+                    next.keep(bodies.value(row), attrs.row(row));
                 }
                 Some(found) => {
                     let known = attrs.slot(row).map(|slot| {
@@ -291,8 +293,9 @@ type Replaced = Vec<(&'static str, ArrayRef)>;
 
 /// The changed columns under construction. Those that nothing changed are given back as they were, unbuilt.
 struct Next {
-    attrs: TextColumn,
-    body: TextColumn,
+    /// `None`: this parse never writes the column.
+    attrs: Option<TextColumn>,
+    body: Option<TextColumn>,
     ts: Vec<i64>,
     /// Rows whose body was replaced, with the wish to be plain text.
     new_body: Vec<bool>,
@@ -310,10 +313,10 @@ struct Changed {
 }
 
 impl Next {
-    fn like(c: &Columns) -> Self {
+    fn like(c: &Columns, writes_attrs: bool, writes_body: bool) -> Self {
         Next {
-            attrs: TextColumn::like(&c.attrs_in),
-            body: TextColumn::like(&c.body_in),
+            attrs: writes_attrs.then(|| TextColumn::like(&c.attrs_in)),
+            body: writes_body.then(|| TextColumn::like(&c.body_in)),
             ts: c.ts_in.as_primitive::<TimestampNanosecondType>().values().to_vec(),
             new_body: Vec::with_capacity(c.rows.num_rows()),
             severity: Vec::with_capacity(c.rows.num_rows()),
@@ -322,9 +325,9 @@ impl Next {
         }
     }
 
-    fn keep(&mut self, _row: usize, body: &str, attrs: Option<&str>) {
-        self.attrs.push(attrs);
-        self.body.push(Some(body));
+    fn keep(&mut self, body: &str, attrs: Option<&str>) {
+        self.push_attrs(attrs);
+        self.push_body(body);
         self.new_body.push(false);
         self.severity.push(None);
     }
@@ -338,21 +341,19 @@ impl Next {
         known: Option<&Attributes<'_>>,
     ) {
         if found.attributes.is_empty() {
-            self.attrs.push(attrs);
+            self.push_attrs(attrs);
         } else {
             self.changed.attrs = true;
             match known {
                 Some(k) if !k.is_empty() => {
-                    let mut all = k.clone().into_owned();
-                    all.merge(found.attributes.into_owned());
-                    self.attrs.push(Some(&all.to_json()));
+                    self.push_attrs(Some(&k.to_json_with(&found.attributes)));
                 }
-                _ => self.attrs.push(Some(&found.attributes.to_json())),
+                _ => self.push_attrs(Some(&found.attributes.to_json())),
             }
         }
         self.changed.body |= found.body.is_some();
         self.new_body.push(found.body.is_some());
-        self.body.push(Some(found.body.as_deref().unwrap_or(body)));
+        self.push_body(found.body.as_deref().unwrap_or(body));
         if let Some(ts) = found.ts {
             self.changed.ts = true;
             self.ts[row] = ts;
@@ -361,14 +362,26 @@ impl Next {
         self.severity.push(found.severity);
     }
 
+    fn push_attrs(&mut self, value: Option<&str>) {
+        if let Some(column) = &mut self.attrs {
+            column.push(value);
+        }
+    }
+
+    fn push_body(&mut self, value: &str) {
+        if let Some(column) = &mut self.body {
+            column.push(Some(value));
+        }
+    }
+
     fn finish(self) -> Replaced {
         let mut out: Replaced = Vec::new();
         let (body_type, number, text) = &self.old;
-        if self.changed.attrs {
-            out.push(("attrs", self.attrs.finish()));
+        if let Some(attrs) = self.attrs.filter(|_| self.changed.attrs) {
+            out.push(("attrs", attrs.finish()));
         }
-        if self.changed.body {
-            out.push(("body", self.body.finish()));
+        if let Some(body) = self.body.filter(|_| self.changed.body) {
+            out.push(("body", body.finish()));
             if body_type.null_count() < body_type.len() {
                 let mut types = TextColumn::like(body_type);
                 if let Some(old) = Texts::new(body_type) {
