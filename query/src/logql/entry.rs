@@ -87,8 +87,11 @@ pub fn columns(need: &Need, streams: &[Arc<Labels>]) -> Vec<&'static str> {
     }
     out.push("stream_labels");
     // A label that every stream has cannot come from anywhere else.
-    let open: Vec<&str> =
-        names.iter().map(String::as_str).filter(|n| !streams.iter().all(|s| s.get(n).is_some())).collect();
+    let open: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|n| !(!streams.is_empty() && streams.iter().all(|s| s.get(n).is_some())))
+        .collect();
     if open.is_empty() {
         return out;
     }

@@ -39,8 +39,24 @@ pub use print::pretty;
 pub use range::Steps;
 pub use vector::{Sample, Series};
 
-/// Bytes of the lines of a batch with the column `body`.
-pub fn body_bytes(batch: &arrow::array::RecordBatch) -> Result<usize, storage::ScanError> {
-    let offsets = plan::bodies(batch)?.value_offsets();
-    Ok(offsets.last().zip(offsets.first()).map_or(0, |(b, a)| (b - a) as usize))
+/// Bytes of each row as Loki counts a chunk: the line, eight bytes for each metadata pair (`detected_level` too), and each
+/// distinct value once, here once a batch. The batch has the columns `body` and `attrs`.
+pub fn row_bytes(batch: &arrow::array::RecordBatch) -> Result<Vec<usize>, storage::ScanError> {
+    const PAIR_BYTES: usize = 8;
+    let need = entry::Need::All;
+    let mut entries = entry::Entries::new(batch, &need, &["attrs"])?;
+    let bodies = plan::bodies(batch)?;
+    let mut seen = 0;
+    let mut out = Vec::with_capacity(batch.num_rows());
+    for row in 0..batch.num_rows() {
+        let combination = entries.combination(row) as usize;
+        let labels = &entries.combinations[combination].labels;
+        let mut bytes = bodies.value(row).len() + PAIR_BYTES * (labels.len() + 1);
+        if combination >= seen {
+            seen = combination + 1;
+            bytes += labels.iter().map(|l| l.value.len()).sum::<usize>();
+        }
+        out.push(bytes);
+    }
+    Ok(out)
 }

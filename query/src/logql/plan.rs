@@ -13,6 +13,7 @@ use super::{
     entry::{self, Entries, Kind, Label, Need},
     error::QueryError,
     stage::{
+        extract::{self, Extractor},
         label_filter::{ERROR, ERROR_DETAILS, LabelTest},
         line_filter::LineTest,
     },
@@ -29,6 +30,21 @@ pub struct Row<'a> {
 impl Row<'_> {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.labels.binary_search_by(|l| (*l.name).cmp(name)).ok().map(|i| &*self.labels[i].value)
+    }
+
+    /// Adds an extracted label: the first of a name wins; a name that the entry came with gets `_extracted`.
+    pub fn extract(&mut self, name: &str, value: &str) {
+        let parsed = |l: &Label| l.kind == Kind::Parsed;
+        match self.labels.binary_search_by(|l| (*l.name).cmp(name)) {
+            Err(_) => self.set(name, value),
+            Ok(i) if parsed(&self.labels[i]) => {}
+            Ok(_) => {
+                let renamed = format!("{name}_extracted");
+                if !self.labels.iter().any(|l| *l.name == *renamed && parsed(l)) {
+                    self.set(&renamed, value);
+                }
+            }
+        }
     }
 
     /// Sets a parsed label, in place of one of that name.
@@ -55,6 +71,8 @@ pub enum RowStage {
     Labels(LabelTest),
     Drop(Vec<NameOrMatcher>),
     Keep(Vec<NameOrMatcher>),
+    Extract(Extractor),
+    Decolorize,
 }
 
 impl RowStage {
@@ -65,13 +83,19 @@ impl RowStage {
             Stage::Drop(names) => RowStage::Drop(names.clone()),
             Stage::Keep(names) => RowStage::Keep(names.clone()),
             Stage::Json(_) => return Err(QueryError::unsupported("the parser `json`")),
-            Stage::Logfmt { .. } => return Err(QueryError::unsupported("the parser `logfmt`")),
-            Stage::Regexp(_) => return Err(QueryError::unsupported("the parser `regexp`")),
-            Stage::Pattern(_) => return Err(QueryError::unsupported("the parser `pattern`")),
+            Stage::Logfmt { strict: true, .. } => {
+                return Err(QueryError::unsupported("the parser `logfmt` with `--strict`"));
+            }
+            Stage::Logfmt { extract, .. } if !extract.is_empty() => {
+                return Err(QueryError::unsupported("the parser `logfmt` with label names"));
+            }
+            Stage::Logfmt { keep_empty, .. } => RowStage::Extract(Extractor::Logfmt { keep_empty: *keep_empty }),
+            Stage::Regexp(text) => RowStage::Extract(Extractor::regexp(text)?),
+            Stage::Pattern(text) => RowStage::Extract(Extractor::pattern(text)?),
             Stage::Unpack => return Err(QueryError::unsupported("the parser `unpack`")),
             Stage::LineFormat(_) => return Err(QueryError::unsupported("the stage `line_format`")),
             Stage::LabelFormat(_) => return Err(QueryError::unsupported("the stage `label_format`")),
-            Stage::Decolorize => return Err(QueryError::unsupported("the stage `decolorize`")),
+            Stage::Decolorize => RowStage::Decolorize,
         })
     }
 
@@ -96,13 +120,23 @@ impl RowStage {
                     .retain(|l| matches!(&*l.name, ERROR | ERROR_DETAILS) || names.iter().any(|n| names_label(n, l)));
                 true
             }
+            RowStage::Extract(e) => {
+                e.run(row);
+                true
+            }
+            RowStage::Decolorize => {
+                if let Some(plain) = extract::decolorize(&row.line) {
+                    row.line = Cow::Owned(plain);
+                }
+                true
+            }
         }
     }
 
     /// Whether it looks at labels only, so that its effect is the same for entries with equal labels.
     fn labels_only(&self) -> bool {
         match self {
-            RowStage::Line(_) => false,
+            RowStage::Line(_) | RowStage::Extract(_) | RowStage::Decolorize => false,
             RowStage::Labels(_) | RowStage::Drop(_) | RowStage::Keep(_) => true,
         }
     }
@@ -116,7 +150,16 @@ impl RowStage {
             }))
         };
         match self {
-            RowStage::Line(_) => after,
+            RowStage::Line(_) | RowStage::Decolorize => after,
+            // A label that is there already renames the extracted one.
+            RowStage::Extract(_) => match after {
+                Need::All => Need::All,
+                Need::Names(names) => {
+                    let bare = names.iter().filter_map(|n| n.strip_suffix("_extracted").map(str::to_owned));
+                    let bare: Vec<String> = bare.collect();
+                    Need::names(names.into_iter().chain(bare))
+                }
+            },
             RowStage::Labels(t) => {
                 let mut names = Vec::new();
                 t.names(&mut names);
@@ -191,6 +234,16 @@ impl Pipeline {
         Need::names(names)
     }
 
+    /// Leaves out the row stages if all they do is to name labels: for a query that looks at none. Loki does the same, which
+    /// shows where a parser would have failed.
+    pub fn without_parsers(mut self) -> Self {
+        let names_only = |s: &RowStage| matches!(s, RowStage::Extract(_) | RowStage::Drop(_) | RowStage::Keep(_));
+        if self.rest.iter().all(names_only) {
+            self.rest.clear();
+        }
+        self
+    }
+
     pub fn has_row_stages(&self) -> bool {
         !self.rest.is_empty()
     }
@@ -219,7 +272,7 @@ pub struct PipelineFilter {
 impl PipelineFilter {
     /// `None` if every row comes. `whole`: the row stages decide too.
     pub fn new(pipeline: &Arc<Pipeline>, streams: &[Arc<Labels>], whole: bool) -> Option<Arc<dyn RowFilter>> {
-        let drops = pipeline.rest.iter().any(|s| !matches!(s, RowStage::Drop(_) | RowStage::Keep(_)));
+        let drops = pipeline.rest.iter().any(|s| matches!(s, RowStage::Line(_) | RowStage::Labels(_)));
         let whole = whole && drops;
         if pipeline.lines.is_empty() && pipeline.labels.is_empty() && !whole {
             return None;

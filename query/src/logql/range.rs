@@ -217,7 +217,11 @@ async fn counts(
     if streams.is_empty() {
         return Ok(Vec::new());
     }
-    let pipeline = Arc::new(Pipeline::new(&agg.query)?);
+    let mut pipeline = Pipeline::new(&agg.query)?;
+    if group.need() == Need::names([]) {
+        pipeline = pipeline.without_parsers();
+    }
+    let pipeline = Arc::new(pipeline);
     let labels: Vec<Arc<Labels>> = streams.iter().map(|s| s.labels.clone()).collect();
     let bytes = matches!(agg.op, RangeOp::Bytes | RangeOp::BytesRate);
     let mut out_need = group.need();

@@ -120,11 +120,16 @@ pub fn scalar(time: i64, v: f64, cost: &Cost) -> String {
 }
 
 pub fn vector(time: i64, samples: &[Sample], cost: &Cost) -> String {
+    volumes(time, samples, false, cost)
+}
+
+/// A vector; `names_only`: the metric has the labels' names with empty values.
+pub fn volumes(time: i64, samples: &[Sample], names_only: bool, cost: &Cost) -> String {
     let mut out = head("vector");
     out.push_str("\"result\":[");
     for (i, s) in samples.iter().enumerate() {
         out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
-        labels(&mut out, &s.labels);
+        metric(&mut out, &s.labels, names_only);
         out.push_str(",\"value\":");
         sample(&mut out, time, s.value);
         out.push('}');
@@ -135,11 +140,20 @@ pub fn vector(time: i64, samples: &[Sample], cost: &Cost) -> String {
 
 /// `times[i]` is the time of value `i`, nanoseconds.
 pub fn matrix(times: &[i64], series: &[Series], cost: &Cost) -> String {
+    volume_matrix(times, series, false, cost)
+}
+
+fn metric(out: &mut String, set: &Labels, names_only: bool) {
+    map(out, set.iter().map(|(n, v)| (n, if names_only { "" } else { v })));
+}
+
+/// As [`matrix`]; `names_only` as in [`volumes`].
+pub fn volume_matrix(times: &[i64], series: &[Series], names_only: bool, cost: &Cost) -> String {
     let mut out = head("matrix");
     out.push_str("\"result\":[");
     for (i, s) in series.iter().enumerate() {
         out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
-        labels(&mut out, &s.labels);
+        metric(&mut out, &s.labels, names_only);
         out.push_str(",\"values\":[");
         let mut first = true;
         for (t, v) in times.iter().zip(&s.values) {

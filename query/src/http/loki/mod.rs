@@ -4,6 +4,7 @@
 //! as Loki's are.
 
 mod encode;
+mod index;
 mod params;
 
 use std::{
@@ -23,8 +24,8 @@ use axum::{
 };
 use http::{HeaderMap, Method, StatusCode, header};
 use storage::{
-    ErrorKind, ScanError, ScanRequest, Selector, Store, StreamInfo,
-    model::{Matcher, Table, TenantId, TimeRange, Timestamp},
+    ErrorKind, ScanError, Store, StreamInfo,
+    model::{Matcher, TenantId, TimeRange, Timestamp},
 };
 use tokio::sync::Semaphore;
 
@@ -58,7 +59,10 @@ pub fn routes(store: Store) -> Router {
         .route("/loki/api/v1/label", get(labels).post(labels))
         .route("/loki/api/v1/label/{name}/values", get(label_values).post(label_values))
         .route("/loki/api/v1/series", get(series).post(series))
-        .route("/loki/api/v1/index/stats", get(index_stats).post(index_stats))
+        .route("/loki/api/v1/index/stats", get(index::stats).post(index::stats))
+        .route("/loki/api/v1/index/volume", get(index::volume).post(index::volume))
+        .route("/loki/api/v1/index/volume_range", get(index::volume_range).post(index::volume_range))
+        .route("/loki/api/v1/drilldown-limits", get(drilldown_limits))
         .route("/loki/api/v1/format_query", get(format_query).post(format_query))
         .route("/loki/api/v1/status/buildinfo", get(buildinfo))
         .with_state(api)
@@ -352,38 +356,6 @@ async fn series(State(api): State<Api>, request: Request) -> Answer {
     Ok(json(encode::label_sets(sets.iter().map(|l| &**l))))
 }
 
-/// Streams, entries and bytes of a selector, counted by reading.
-async fn index_stats(State(api): State<Api>, request: Request) -> Answer {
-    let (tenant, params, _) = read(request).await?;
-    let matchers = logql::parse_matchers(params.query())?;
-    logql::check_matchers(&matchers)?;
-    let range = label_range(&params)?;
-    let ((streams, entries, bytes), _) = api
-        .run(tenant, move |ctx| {
-            Box::pin(async move {
-                let streams = ctx.store.streams(&ctx.tenant, &matchers, range).await?;
-                if streams.is_empty() {
-                    return Ok((0, 0, 0));
-                }
-                let ids = streams.iter().map(|s| s.id).collect();
-                let request = ScanRequest::new(ctx.tenant.clone(), Table::Logs, range)
-                    .selector(Selector::Ids(ids))
-                    .columns(&["body"]);
-                let mut scan = ctx.store.scan(request).await?;
-                let (mut entries, mut bytes) = (0, 0);
-                while let Some(batch) = scan.next().await {
-                    ctx.check()?;
-                    let batch = batch?;
-                    entries += batch.num_rows();
-                    bytes += logql::body_bytes(&batch)?;
-                }
-                Ok((streams.len(), entries, bytes))
-            })
-        })
-        .await?;
-    Ok(json(format!("{{\"streams\":{streams},\"chunks\":{streams},\"bytes\":{bytes},\"entries\":{entries}}}")))
-}
-
 async fn format_query(request: Request) -> Answer {
     let (_, params, _) = read(request).await?;
     Ok(match logql::parse(params.query()) {
@@ -407,5 +379,15 @@ async fn buildinfo() -> Response {
     json(format!(
         "{{\"version\":\"3.8.0\",\"revision\":\"sightline-{}\",\"branch\":\"HEAD\",\"buildUser\":\"\",\"buildDate\":\"\",\"goVersion\":\"\"}}",
         env!("CARGO_PKG_VERSION")
+    ))
+}
+
+/// What Logs Drilldown may ask for; bounds are ours where Loki's default differs.
+async fn drilldown_limits() -> Response {
+    json(format!(
+        "{{\"limits\":{{\"discover_log_levels\":true,\"discover_service_name\":[],\"log_level_fields\":[],\"max_entries_limit_per_query\":{},\"max_line_size_truncate\":false,\"max_query_bytes_read\":\"0B\",\"max_query_length\":\"30d1h\",\"max_query_lookback\":\"0s\",\"max_query_range\":\"0s\",\"max_query_series\":{},\"metric_aggregation_enabled\":false,\"pattern_persistence_enabled\":false,\"query_timeout\":\"1m\",\"retention_period\":\"0s\",\"volume_enabled\":true,\"volume_max_series\":{}}},\"pattern_ingester_enabled\":false,\"version\":\"3.8.0\"}}",
+        logql::limits::ENTRIES_MAX,
+        logql::limits::SERIES_MAX,
+        index::VOLUMES_MAX,
     ))
 }

@@ -104,11 +104,20 @@ fn compare(text: &str, op: CompareOp, value: Literal) -> Result<bool, String> {
         },
         Literal::Duration(want) => match lexer::parse_go_duration(text) {
             Some(v) => Ok(op.holds(v, want)),
+            None if parse_number(text).is_some_and(f64::is_finite) => {
+                Err(format!("time: missing unit in duration {text:?}"))
+            }
             None => Err(format!("time: invalid duration {text:?}")),
         },
         Literal::Bytes(want) => match lexer::parse_bytes(text) {
             Some(v) => Ok(op.holds(v, want)),
-            None => Err(format!("unhandled size name: {text}")),
+            None if !text.starts_with(|c: char| c.is_ascii_digit()) => {
+                Err("strconv.ParseFloat: parsing \"\": invalid syntax".to_owned())
+            }
+            None => Err(format!(
+                "unhandled size name: {}",
+                text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').trim()
+            )),
         },
     }
 }
