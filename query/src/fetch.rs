@@ -11,7 +11,13 @@ use storage::{
     model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, batch::HistogramRow},
 };
 
-use crate::{error::QueryError, promql::histogram::Histogram};
+use crate::{
+    error::QueryError,
+    promql::{
+        histogram::{Histogram, ResetHint},
+        is_stale,
+    },
+};
 
 /// All points of one series in a range, ascending, one per time.
 #[derive(Clone, Debug, Default)]
@@ -155,6 +161,7 @@ fn gather(
             series.starts.clear();
         }
         sort_points(series);
+        hint_resets(&mut series.histograms);
     }
     out.retain(|s| !s.ts.is_empty() || !s.histograms.is_empty());
     Ok(out.into_iter().map(Arc::new).collect())
@@ -193,6 +200,19 @@ fn gather_histograms(
         out[*series].histograms.push((ints("ts_ms")?.value(row), Arc::new(Histogram::from(histogram))));
     }
     Ok(())
+}
+
+/// Tells of each counter histogram whether it was reset since the one before, as a Prometheus store does.
+fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)]) {
+    for i in 1..histograms.len() {
+        let (before, now) = (histograms[i - 1].1.clone(), &mut histograms[i].1);
+        let known = now.hint != ResetHint::Unknown || before.hint == ResetHint::Gauge;
+        if known || is_stale(before.sum) || is_stale(now.sum) {
+            continue;
+        }
+        let hint = if now.is_reset_since(&before) { ResetHint::Reset } else { ResetHint::NotReset };
+        Arc::make_mut(now).hint = hint;
+    }
 }
 
 /// Ascending times; of equal ones the last in commit order stays.

@@ -110,10 +110,6 @@ fn items(text: &str) -> Vec<String> {
 }
 
 fn float_item(item: &str, out: &mut Points) -> Result<(), String> {
-    if item.starts_with("0x") {
-        out.push(Point::Float(number(item)?));
-        return Ok(());
-    }
     let Some((head, n)) = item.rsplit_once('x') else {
         out.push(Point::Float(number(item)?));
         return Ok(());

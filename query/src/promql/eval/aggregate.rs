@@ -114,7 +114,7 @@ impl Evaluator<'_> {
         });
         match sum {
             None => Point::None,
-            Some(h) if average => native::point(h.div(all.len() as f64)),
+            Some(h) if average => native::point(native::mean(h, all.len() as f64, || histograms.iter().copied())),
             Some(h) => native::point(h),
         }
     }

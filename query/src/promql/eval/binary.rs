@@ -45,6 +45,11 @@ fn compare(op: BinaryOp, a: f64, b: f64) -> bool {
     }
 }
 
+/// Comparisons that filter keep the metric name, and so does trimming.
+fn drops_name(b: &Binary) -> bool {
+    b.returns_bool || !(b.op.is_comparison() || matches!(b.op, BinaryOp::TrimLower | BinaryOp::TrimUpper))
+}
+
 /// An element's result: whether it stays, and its value.
 enum Outcome {
     Kept(Point),
@@ -155,7 +160,7 @@ impl Evaluator<'_> {
         scalar: &[f64],
         scalar_first: bool,
     ) -> Result<Vec<Series>, QueryError> {
-        let drops_name = b.returns_bool || !b.op.is_comparison();
+        let drops_name = drops_name(b);
         let mut out = Vec::with_capacity(vector.len());
         for mut s in vector {
             for (point, scalar) in s.points.iter_mut().zip(scalar) {
@@ -194,7 +199,7 @@ impl Evaluator<'_> {
         right: Vec<Series>,
         steps: &Steps,
     ) -> Result<Vec<Series>, QueryError> {
-        let mut signatures = Signatures::new(&b.matching);
+        let mut signatures = Signatures::new(&b.matching, self.drop_type_and_unit);
         let left_ids: Vec<usize> = left.iter().map(|s| signatures.id(&s.labels)).collect();
         let right_ids: Vec<usize> = right.iter().map(|s| signatures.id(&s.labels)).collect();
         // [signatures x steps]: whether the other side has an element.
@@ -248,11 +253,12 @@ impl Evaluator<'_> {
         let swapped = matching.cardinality == Cardinality::OneToMany;
         // From here on the right side is the "one" side.
         let (many, one) = if swapped { (right, left) } else { (left, right) };
-        let (fill_many, fill_one) = if swapped { (matching.fill.1, matching.fill.0) } else { matching.fill };
+        // Prometheus fills by the exchanged sides, too: with group_right the left value is that of the "many" side.
+        let (fill_many, fill_one) = matching.fill;
         if (many.is_empty() && fill_many.is_none()) || (one.is_empty() && fill_one.is_none()) {
             return Ok(Vec::new());
         }
-        let mut signatures = Signatures::new(matching);
+        let mut signatures = Signatures::new(matching, self.drop_type_and_unit);
         let many_ids: Vec<usize> = many.iter().map(|s| signatures.id(&s.labels)).collect();
         let one_ids: Vec<usize> = one.iter().map(|s| signatures.id(&s.labels)).collect();
         let mut results = Results { index: HashMap::new(), series: Vec::new(), steps: steps.count };
@@ -361,7 +367,7 @@ impl Evaluator<'_> {
     fn result_labels(&self, b: &Binary, many: &Arc<Labels>, one: &Arc<Labels>) -> Arc<Labels> {
         let matching = &b.matching;
         let mut base = many.clone();
-        if b.returns_bool || !b.op.is_comparison() {
+        if drops_name(b) {
             base = self.without_name(many);
         }
         let mut out = if matching.cardinality == Cardinality::OneToOne {
@@ -409,12 +415,14 @@ impl Results {
 /// Numbers label sets by the labels that matching looks at.
 struct Signatures<'a> {
     matching: &'a Matching,
+    /// Whether `__type__` and `__unit__` belong to the name.
+    typed: bool,
     ids: HashMap<Labels, usize>,
 }
 
 impl<'a> Signatures<'a> {
-    fn new(matching: &'a Matching) -> Self {
-        Signatures { matching, ids: HashMap::new() }
+    fn new(matching: &'a Matching, typed: bool) -> Self {
+        Signatures { matching, typed, ids: HashMap::new() }
     }
 
     /// The labels that matching looks at.
@@ -423,7 +431,8 @@ impl<'a> Signatures<'a> {
         if self.matching.on {
             labels.iter().filter(|(n, _)| named(n)).collect()
         } else {
-            labels.iter().filter(|(n, _)| *n != "__name__" && !named(n)).collect()
+            let of_name = |n: &str| n == "__name__" || (self.typed && (n == "__type__" || n == "__unit__"));
+            labels.iter().filter(|(n, _)| !of_name(n) && !named(n)).collect()
         }
     }
 

@@ -250,7 +250,10 @@ impl Evaluator<'_> {
         let mut out = Vec::new();
         for q in &args[2..] {
             let quantiles = self.scalar(q, steps)?;
-            let text = crate::promql::value::format_general(quantiles[0]);
+            let mut text = crate::promql::value::format_general(quantiles[0]);
+            if text.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
+                text.push_str(".0");
+            }
             let series = self.quantile_of_histograms(&quantiles, q.span, &args[0], steps)?;
             for mut s in series {
                 let mut labels = Labels::clone(&s.labels);

@@ -4,9 +4,9 @@
 //! samples around either edge.
 
 use super::{
-    Evaluator, Series, Steps, metric_name, over_time,
+    Evaluator, Series, Steps, join_same_labels, metric_name, over_time,
     range::{Notes, Window},
-    rate, refuse_same_labels,
+    rate,
     selector::Ranges,
 };
 use crate::{
@@ -84,8 +84,7 @@ pub(super) fn call(
             out.push(Series { labels: eval.without_name(&data.labels), points });
         }
     }
-    refuse_same_labels(&out)?;
-    Ok(out)
+    join_same_labels(out)
 }
 
 /// Index of the last element at or before `start`, else 0.
@@ -131,6 +130,10 @@ fn floats(w: &Window<'_>, kind: rate::Kind, smoothed: bool) -> Option<f64> {
     let sample = |i: usize| (w.ts[i], w.values[i]);
     let mut last = w.ts.len().checked_sub(1)?;
     if w.ts[last] <= w.start {
+        return None;
+    }
+    // Nothing at or before the window's end: what follows says nothing about the window.
+    if smoothed && w.ts[0] > w.end {
         return None;
     }
     let mut first = anchor(w.ts.len() - 1, |i| w.ts[i], w.start);

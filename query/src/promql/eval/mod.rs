@@ -182,8 +182,7 @@ impl<'a> Evaluator<'a> {
                         };
                     }
                 }
-                refuse_same_labels(&series)?;
-                Ok(Values::Vector(series))
+                join_same_labels(series).map(Values::Vector)
             }
             other => Ok(other),
         }

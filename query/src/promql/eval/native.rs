@@ -44,6 +44,36 @@ pub(super) fn sum(all: &[&Histogram], note: impl Fn(SumNote)) -> Option<Histogra
     Some(out)
 }
 
+/// Mean of `n` histograms from their sum; where the sum overflows, from the histograms one after the other.
+pub(super) fn mean<'a, I: Iterator<Item = &'a Histogram>>(sum: Histogram, n: f64, all: impl Fn() -> I) -> Histogram {
+    let finite = |h: &Histogram| {
+        h.count.is_finite()
+            && !h.sum.is_infinite()
+            && h.zero_count.is_finite()
+            && h.positive.iter().chain(&h.negative).all(|b| b.1.is_finite())
+    };
+    if finite(&sum) || !all().all(finite) {
+        return sum.div(n);
+    }
+    let hint = sum.hint;
+    let mut mean: Option<Histogram> = None;
+    for (i, h) in all().enumerate() {
+        let seen = (i + 1) as f64;
+        mean = Some(match mean {
+            None => h.clone(),
+            Some(before) => {
+                let mut next = before.mul((seen - 1.0) / seen);
+                // The sum above has shown that the layouts agree.
+                let _ = next.add(&h.clone().div(seen));
+                next
+            }
+        });
+    }
+    let mut out = mean.unwrap_or_default();
+    out.hint = hint;
+    out
+}
+
 /// What a quantile or a fraction has to say about NaN observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NanNote {

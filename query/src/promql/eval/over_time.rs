@@ -115,7 +115,10 @@ pub(super) fn avg(w: &Window<'_>, notes: &Notes<'_>) -> Point {
         return Point::Float(mean.value());
     }
     let n = w.histograms.len() as f64;
-    histogram_sum(w, notes).map_or(Point::None, |h| Point::Histogram(Arc::new(h.div(n).compact())))
+    histogram_sum(w, notes).map_or(Point::None, |h| {
+        let all = || w.histograms.iter().map(|h| &*h.1);
+        super::native::point(super::native::mean(h, n, all))
+    })
 }
 
 fn histogram_sum(w: &Window<'_>, notes: &Notes<'_>) -> Option<Histogram> {
@@ -220,6 +223,9 @@ pub(super) fn quantile(w: &Window<'_>, notes: &Notes<'_>, q: f64) -> Point {
 pub(super) fn mad(w: &Window<'_>, notes: &Notes<'_>) -> Point {
     if !floats_only(w, notes) {
         return Point::None;
+    }
+    if w.values.iter().any(|v| v.is_nan()) {
+        return Point::Float(f64::NAN);
     }
     let mut values = w.values.to_vec();
     let median = quantile_of(0.5, &mut values);

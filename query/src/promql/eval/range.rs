@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Evaluator, Series, Steps, Values, edges, metric_name, over_time, rate, refuse_same_labels, selector::Ranges,
+    Evaluator, Series, Steps, Values, edges, join_same_labels, metric_name, over_time, rate, selector::Ranges,
 };
 use crate::{
     error::QueryError,
@@ -215,8 +215,7 @@ impl<'a> Evaluator<'a> {
                 out.push(Series { labels, points });
             }
         }
-        refuse_same_labels(&out)?;
-        Ok(out)
+        join_same_labels(out)
     }
 
     pub(super) fn hint_not_counter(&self, labels: &storage::model::Labels, span: Span) {

@@ -10,6 +10,7 @@ use crate::{
     fetch::SeriesData,
     promql::{
         ast::{At, Duration, Edges, Selector, Subquery},
+        histogram::ResetHint,
         is_stale,
         value::Point,
     },
@@ -182,7 +183,13 @@ fn as_data(series: Series, steps: &Steps) -> SeriesData {
                 out.ts.push(steps.time(i));
                 out.values.push(v);
             }
-            Point::Histogram(h) => out.histograms.push((steps.time(i), h)),
+            // What is known of a reset is about the sample before, which a step may have left out.
+            Point::Histogram(mut h) => {
+                if matches!(h.hint, ResetHint::Reset | ResetHint::NotReset) {
+                    Arc::make_mut(&mut h).hint = ResetHint::Unknown;
+                }
+                out.histograms.push((steps.time(i), h));
+            }
             Point::None => {}
         }
     }
