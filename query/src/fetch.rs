@@ -33,6 +33,9 @@ pub struct SeriesData {
     pub histograms: Vec<(i64, Arc<Histogram>)>,
 }
 
+/// How much before a range histograms are read for what they say of the first one in it, ms.
+const HINT_MS: i64 = 300_000;
+
 /// A budget of samples that all selectors of a query share.
 #[derive(Debug)]
 pub struct SampleBudget {
@@ -102,16 +105,18 @@ pub async fn samples(
         budget.take(batch.num_rows())?;
         batches.push(batch);
     }
+    // The histogram before the first one tells whether that was reset.
+    let earlier = range_of_millis(from_ms.saturating_sub(HINT_MS), to_ms).unwrap_or(range);
     let mut histograms = Vec::new();
     let mut stream = store
-        .scan(ScanRequest::new(tenant.clone(), Table::MetricHistograms, range).selector(Selector::Ids(ids.clone())))
+        .scan(ScanRequest::new(tenant.clone(), Table::MetricHistograms, earlier).selector(Selector::Ids(ids.clone())))
         .await?;
     while let Some(batch) = stream.next().await {
         let batch = batch?;
         budget.take(batch.num_rows().saturating_mul(10))?;
         histograms.push(batch);
     }
-    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms))
+    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms, from_ms))
         .await
         .map_err(|e| QueryError::Internal(e.to_string()))?
 }
@@ -126,6 +131,7 @@ fn gather(
     infos: Vec<SeriesInfo>,
     batches: &[RecordBatch],
     histograms: &[RecordBatch],
+    from_ms: i64,
 ) -> Result<Vec<Arc<SeriesData>>, QueryError> {
     let index: HashMap<i64, usize> = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
     let mut out: Vec<SeriesData> =
@@ -162,6 +168,7 @@ fn gather(
         }
         sort_points(series);
         hint_resets(&mut series.histograms);
+        series.histograms.retain(|h| h.0 >= from_ms);
     }
     out.retain(|s| !s.ts.is_empty() || !s.histograms.is_empty());
     Ok(out.into_iter().map(Arc::new).collect())
@@ -202,7 +209,7 @@ fn gather_histograms(
     Ok(())
 }
 
-/// Tells of each counter histogram whether it was reset since the one before, as a Prometheus store does.
+/// Tells of each counter histogram when it was not reset since the one before, as a Prometheus store does.
 fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)]) {
     for i in 1..histograms.len() {
         let (before, now) = (histograms[i - 1].1.clone(), &mut histograms[i].1);
@@ -210,8 +217,10 @@ fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)]) {
         if known || is_stale(before.sum) || is_stale(now.sum) {
             continue;
         }
-        let hint = if now.is_reset_since(&before) { ResetHint::Reset } else { ResetHint::NotReset };
-        Arc::make_mut(now).hint = hint;
+        // A drop stays unknown: the one that fell may have come out of order.
+        if !now.is_reset_since(&before) {
+            Arc::make_mut(now).hint = ResetHint::NotReset;
+        }
     }
 }
 
