@@ -1,7 +1,8 @@
 //! Writing, reading and merging parts of logs and samples: rows/s and bytes/s of one core.
 //!
 //! `cargo bench -p sightline-storage --bench part [-- <million rows>]`. Dataset: the real lines of `../shared/data/logs`, each with
-//! its numbers changed, in 128 streams and batches of 10,000 rows; without that folder, invented lines.
+//! its numbers changed, in 128 streams and batches of 10,000 rows; without that folder (or the one in `SHARED_LOGS`),
+//! invented lines.
 
 use std::{
     hint::black_box,
@@ -34,7 +35,7 @@ fn main() {
     let (batches, bytes) = logs(&lines, rows);
     println!("logs: {rows} rows, {} MB of body, {} distinct lines", bytes / 1_000_000, lines.len());
 
-    let started = Instant::now();
+    let started = Clock::start();
     let mut sum = 0i64;
     for b in &batches {
         let body = b.column_by_name("body").unwrap().as_string::<i32>();
@@ -45,7 +46,7 @@ fn main() {
     black_box(sum);
     report("template_id", rows, bytes, started.elapsed());
 
-    let started = Instant::now();
+    let started = Clock::start();
     let mut file = Vec::new();
     let meta = write_part(Table::Logs, &batches, &WriteOptions::new(0, Timestamp(0)), &mut file).unwrap();
     report("write_part", rows, bytes, started.elapsed());
@@ -60,10 +61,10 @@ fn main() {
         std::fs::write(path, &file).unwrap();
     }
 
-    let started = Instant::now();
+    let started = Clock::start();
     let reader = open(file);
     println!("open: {:?}, {} KB in memory", started.elapsed(), reader.memory_size() / 1000);
-    let started = Instant::now();
+    let started = Clock::start();
     let streams = reader.streams().unwrap();
     let runs: usize = streams.iter().map(|s| s.templates.len()).sum();
     println!("run index: {:?}, {} streams, {runs} runs", started.elapsed(), streams.len());
@@ -87,7 +88,7 @@ fn main() {
             })
             .collect();
         let mut out = Vec::new();
-        let started = Instant::now();
+        let started = Clock::start();
         let merged =
             merge(&inputs, Table::Logs, &MergeOptions::new(WriteOptions::new(1, Timestamp(0))), &mut out).unwrap();
         report(name, merged.rows_in as usize, bytes, started.elapsed());
@@ -96,13 +97,36 @@ fn main() {
     let samples = samples(2_000_000);
     let rows: usize = samples.iter().map(RecordBatch::num_rows).sum();
     let mut file = Vec::new();
-    let started = Instant::now();
+    let started = Clock::start();
     let meta = write_part(Table::MetricSamples, &samples, &WriteOptions::new(0, Timestamp(0)), &mut file).unwrap();
     report("samples: write_part", rows, rows * 16, started.elapsed());
     println!("  {:.2} bytes a sample", meta.bytes_file as f64 / rows as f64);
     sizes(&file);
     let reader = open(file);
     scan("samples: scan", &reader, &[0, 1, 3], &RowSelector::All, rows * 16);
+}
+
+/// CPU time of this thread, so that a busy machine does not change the figures; wall time where there is no schedstat.
+struct Clock {
+    cpu: Option<u64>,
+    wall: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Clock { cpu: cpu_nanos(), wall: Instant::now() }
+    }
+
+    fn elapsed(&self) -> Duration {
+        match (self.cpu, cpu_nanos()) {
+            (Some(from), Some(to)) => Duration::from_nanos(to - from),
+            _ => self.wall.elapsed(),
+        }
+    }
+}
+
+fn cpu_nanos() -> Option<u64> {
+    std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split(' ').next()?.parse().ok()
 }
 
 fn report(what: &str, rows: usize, bytes: usize, took: Duration) {
@@ -116,7 +140,7 @@ fn open(bytes: Vec<u8>) -> PartReader {
 
 fn scan(what: &str, reader: &PartReader, columns: &[usize], selector: &RowSelector, bytes: usize) {
     let stats = ScanStats::default();
-    let started = Instant::now();
+    let started = Clock::start();
     let scan = PartScan { columns, range: TimeRange::ALL, selector };
     let rows: usize = reader.scan(&scan, &stats).unwrap().map(|b| b.unwrap().num_rows()).sum();
     report(what, rows, bytes, started.elapsed());
@@ -141,6 +165,7 @@ fn sizes(file: &[u8]) {
 fn lines() -> Vec<String> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/logs");
     let mut out = Vec::new();
+    let folder = std::env::var_os("SHARED_LOGS").unwrap_or_else(|| folder.into());
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let text = String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap_or_default()).into_owned();
         out.extend(text.lines().map(str::to_owned));

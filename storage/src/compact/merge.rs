@@ -9,7 +9,7 @@ use std::io::Write;
 use arrow::{
     array::{Array, AsArray, BinaryArray, BooleanArray, RecordBatch},
     buffer::ScalarBuffer,
-    compute::{concat_batches, filter_record_batch, interleave_record_batch, prep_null_mask_filter},
+    compute::{filter_record_batch, interleave_record_batch, prep_null_mask_filter},
     datatypes::{Int64Type, TimestampNanosecondType},
 };
 
@@ -89,12 +89,11 @@ fn run<W: Write + Send>(
     for input in inputs {
         heads.push(Head::new(table, input.scan(&scan, &stats)?, &keep)?);
     }
-    let mut pieces = Pieces { table, list: Vec::new(), rows: 0 };
+    let mut pieces = Pieces::default();
     while let Some((least, bound)) = least_of(&heads) {
         let head = &mut heads[least];
         let n = head.rows_within(least, bound);
-        pieces.list.push(head.batch.slice(head.at, n));
-        pieces.rows += n;
+        pieces.push(least, head, n);
         head.advance(n, &keep)?;
         if pieces.rows >= limits::SCAN_BATCH_ROWS {
             pieces.write(&mut sink)?;
@@ -266,31 +265,39 @@ fn least_of(heads: &[Head<'_>]) -> Option<(usize, Option<(Key, usize)>)> {
     least.map(|(_, i)| (i, second))
 }
 
-/// Slices in merged order that are not written yet.
+/// Rows in merged order that are not written yet, as places in the batches they come from.
+#[derive(Default)]
 struct Pieces {
-    table: Table,
-    list: Vec<RecordBatch>,
+    sources: Vec<RecordBatch>,
+    /// Input and [`Head::read`] of each source, which together name a batch.
+    names: Vec<(usize, u64)>,
+    /// Source, first row, rows.
+    list: Vec<(usize, usize, usize)>,
     rows: usize,
 }
 
 impl Pieces {
+    fn push(&mut self, input: usize, head: &Head<'_>, n: usize) {
+        let name = (input, head.read);
+        let source = self.names.iter().rposition(|k| *k == name).unwrap_or_else(|| {
+            self.names.push(name);
+            self.sources.push(head.batch.clone());
+            self.names.len() - 1
+        });
+        self.list.push((source, head.at, n));
+        self.rows += n;
+    }
+
     fn write<W: Write + Send>(&mut self, sink: &mut impl Combine<W>) -> Result<(), PartError> {
-        let pieces = std::mem::take(&mut self.list);
-        let rows = std::mem::take(&mut self.rows);
-        if pieces.is_empty() {
+        let Pieces { sources, list, rows, .. } = std::mem::take(self);
+        if list.is_empty() {
             return Ok(());
         }
-        if pieces.len() == 1 || rows / pieces.len() >= SLICE_ROWS_MIN {
-            return pieces.into_iter().try_for_each(|p| sink.push(p));
+        if rows / list.len() >= SLICE_ROWS_MIN {
+            return list.into_iter().try_for_each(|(s, at, n)| sink.push(sources[s].slice(at, n)));
         }
-        let schema = schema::stored(self.table);
-        let all = if rows / pieces.len() >= 4 {
-            concat_batches(&schema, &pieces)?
-        } else {
-            let places: Vec<(usize, usize)> =
-                pieces.iter().enumerate().flat_map(|(p, b)| (0..b.num_rows()).map(move |r| (p, r))).collect();
-            interleave_record_batch(&pieces.iter().collect::<Vec<_>>(), &places)?
-        };
-        sink.push(all)
+        let places: Vec<(usize, usize)> =
+            list.iter().flat_map(|&(s, at, n)| (at..at + n).map(move |row| (s, row))).collect();
+        sink.push(interleave_record_batch(&sources.iter().collect::<Vec<_>>(), &places)?)
     }
 }

@@ -102,7 +102,7 @@ fn ints<'a>(batch: &'a RecordBatch, name: &str) -> &'a [i64] {
     }
 }
 
-fn text<'a>(column: &'a ArrayRef, row: usize) -> &'a str {
+fn text(column: &ArrayRef, row: usize) -> &str {
     let d = column.as_dictionary::<Int32Type>();
     if d.is_null(row) { "" } else { d.values().as_string::<i32>().value(d.keys().value(row) as usize) }
 }

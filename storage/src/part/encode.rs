@@ -254,10 +254,10 @@ mod tests {
 
     fn round_trip(series: &[i64], values: &[f64]) -> (Vec<Option<i64>>, Vec<i8>) {
         let (i, e, f) = split_values(series, values);
-        for k in 0..values.len() {
+        for (k, value) in values.iter().enumerate() {
             assert_ne!(i.is_valid(k), f.is_valid(k));
             let back = if f.is_valid(k) { f.value(k) } else { i.value(k) as f64 / 10f64.powi(i32::from(e.value(k))) };
-            assert_eq!(back.to_bits(), values[k].to_bits());
+            assert_eq!(back.to_bits(), value.to_bits());
         }
         (i.iter().collect(), e.values().to_vec())
     }

@@ -1,7 +1,7 @@
 //! Which rows of a row group may match, from statistics, page indexes, Bloom filters and the run index. Everything here is
 //! a hint that errs on the side of reading.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use parquet::{
     arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
@@ -76,7 +76,7 @@ impl<'a> Pruner<'a> {
     pub(super) fn rows(&self, group: usize, stats: &ScanStats) -> Result<Vec<Range<usize>>, PartError> {
         let total = group_rows(self.inner, group);
         let mut rows = match &self.rows {
-            None => vec![0..total],
+            None => iter::once(0..total).collect(),
             Some(all) => within(all, self.inner.first_rows[group], total),
         };
         if total == 0 || rows.is_empty() || !self.group_may_match(group) {
@@ -182,7 +182,7 @@ impl<'a> Pruner<'a> {
             return Ok(true);
         };
         let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else { return Ok(true) };
-        let (fetched, n) = match self.inner.source.fetch(vec![offset..offset.saturating_add(len)]) {
+        let (fetched, n) = match self.inner.source.fetch(iter::once(offset..offset.saturating_add(len)).collect()) {
             Ok(f) => f,
             // A damaged filter is no filter.
             Err(PartError::Corrupt(_)) => return Ok(true),

@@ -79,8 +79,8 @@ fn grouped<'a>(
     for b in batches {
         let (major, minor) = key(b);
         let mut last = None;
-        for i in 0..b.num_rows() {
-            let k = (major[i], minor.get(i).copied().unwrap_or(0));
+        for (i, first) in major.iter().enumerate() {
+            let k = (*first, minor.get(i).copied().unwrap_or(0));
             let g = match last {
                 Some((seen, g)) if seen == k => g,
                 _ => *groups.entry(k).or_insert_with(|| {
