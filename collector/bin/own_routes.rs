@@ -24,8 +24,10 @@ pub struct Own {
     /// False while starting and once stopping.
     pub ready: AtomicBool,
     pub started: Instant,
-    /// Lines of the other parts, rendered after the store's.
-    pub extra: Box<dyn Fn() -> Vec<MetricLine> + Send + Sync>,
+    /// Appends the metrics of the other parts.
+    pub extra: Box<dyn Fn(&mut String) + Send + Sync>,
+    /// `http://127.0.0.1:7600`.
+    pub url: String,
     /// Shown on the status page: what is collected, where it is stored.
     pub facts: Vec<(String, String)>,
 }
@@ -51,10 +53,11 @@ async fn ready(State(own): State<Arc<Own>>) -> Response {
 
 async fn metrics(State(own): State<Arc<Own>>) -> Response {
     let mut lines = own.store.metrics().lines();
-    lines.extend((own.extra)());
     lines.extend(process_lines(own.started));
+    let mut text = render(&lines);
+    (own.extra)(&mut text);
     let content = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (content, render(&lines)).into_response()
+    (content, text).into_response()
 }
 
 /// Prometheus text 0.0.4. Lines of one family must follow each other.
@@ -136,7 +139,7 @@ async fn status(State(own): State<Arc<Own>>) -> Response {
     row("Write-ahead log", &size(get(&metrics.wal_bytes)));
     let tenants: Vec<String> = own.store.tenants().iter().map(ToString::to_string).collect();
     row("Tenants", &if tenants.is_empty() { "none yet".to_owned() } else { tenants.join(", ") });
-    let page = PAGE.replace("{version}", env!("CARGO_PKG_VERSION")).replace("{rows}", &rows);
+    let page = PAGE.replace("{version}", env!("CARGO_PKG_VERSION")).replace("{rows}", &rows).replace("{url}", &escape(&own.url));
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
 }
 
@@ -192,9 +195,9 @@ a{color:var(--accent)}
 <h1>Sightline <small>{version}</small></h1>
 <h2>This server</h2><table>{rows}</table>
 <h2>Ask it</h2>
-<pre>curl -G localhost:7600/loki/api/v1/query_range --data-urlencode 'query={container=~".+"}'
-curl -G localhost:7600/api/v1/query --data-urlencode 'query=rate(container_cpu_usage_seconds_total[1m])'
-curl localhost:7600/api/traces/&lt;trace id&gt;</pre>
+<pre>curl -G {url}/loki/api/v1/query_range --data-urlencode 'query={container=~".+"}'
+curl -G {url}/api/v1/query --data-urlencode 'query=rate(container_cpu_usage_seconds_total[1m])'
+curl {url}/api/traces/&lt;trace id&gt;</pre>
 <p>In Grafana, add this address as a Prometheus, a Loki and a Tempo data source.
 Also here: <a href="/metrics">metrics</a>, <a href="/ready">ready</a>, <a href="/healthz">health</a>.</p>
 </body></html>

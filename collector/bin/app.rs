@@ -1,0 +1,227 @@
+//! Puts the process together: store, pipeline, read and write APIs, listeners; and takes it apart in the right order.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use axum::Router;
+use collector::{
+    PushConfig, containers, host_metrics,
+    listen::{self, ListenLimits},
+    otlp, push_router,
+};
+use pipeline::{PipelineBuilder, Running, Signals};
+use storage::{OpenError, Store};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, SourceConfig},
+    own_routes::{self, Own},
+};
+
+/// What the push protocols send into, by this name in `inputs:`.
+const PUSH: &str = "push";
+/// Logs of this machine's containers.
+const CONTAINERS: &str = "containers";
+/// Metrics of this machine and its containers.
+const HOST: &str = "host";
+
+/// How long each step of a stop may take.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Sources that are there without configuration, by name.
+pub fn fixed_sources() -> [(&'static str, Signals); 3] {
+    [(PUSH, Signals::ALL), (CONTAINERS, Signals::LOGS), (HOST, Signals::METRICS)]
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("cannot listen on {addr} for {what}; free the address or set another with --{flag}")]
+    Listen { addr: SocketAddr, what: &'static str, flag: &'static str, source: std::io::Error },
+    #[error("{0}")]
+    Config(String),
+}
+
+/// A process at work.
+pub struct App {
+    store: Store,
+    running: Running,
+    own: Arc<Own>,
+    listeners: JoinSet<&'static str>,
+    stop_listening: CancellationToken,
+    /// What to print once it runs.
+    pub banner: Vec<String>,
+}
+
+/// Starts everything; nothing is left behind when it fails.
+pub async fn start(config: Config) -> Result<App, StartError> {
+    let started = Instant::now();
+    // Addresses first: a second process on the same ports must not touch the data.
+    let http = bind(config.http, "the HTTP API", "http").await?;
+    let grpc = bind(config.otlp_grpc, "OTLP over gRPC", "otlp-grpc").await?;
+    let otlp_http = bind(config.otlp_http, "OTLP over HTTP", "otlp-http").await?;
+    let address = |l: &TcpListener, asked: SocketAddr| l.local_addr().unwrap_or(asked);
+    let (http_addr, grpc_addr) = (address(&http, config.http), address(&grpc, config.otlp_grpc));
+    let otlp_http_addr = address(&otlp_http, config.otlp_http);
+
+    let dir = std::path::absolute(&config.store.dir).unwrap_or_else(|_| config.store.dir.clone());
+    let memory = config.store.memory_bytes_max;
+    let durability = config.store.durability;
+    let store = Store::open(config.store.clone()).await?;
+
+    let push = push_config(&config, memory);
+    let metrics = push.metrics.clone();
+    let (running, found) = build_pipeline(config, &store, memory).await?;
+    let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
+    let registry = running.registry();
+    let url = format!("http://{http_addr}");
+    let own = Arc::new(Own {
+        store: store.clone(),
+        ready: AtomicBool::new(false),
+        started,
+        extra: Box::new(move |text| {
+            pipeline::metrics::write_prometheus(text, &registry.snapshot());
+            metrics.render(text);
+        }),
+        url: url.clone(),
+        facts: vec![
+            ("Collects".into(), found.join("; ")),
+            ("Stores in".into(), dir.display().to_string()),
+            ("Durability".into(), format!("{durability:?}")),
+            ("OTLP".into(), format!("gRPC {grpc_addr}, HTTP {otlp_http_addr}")),
+        ],
+    });
+    let writes = push_router(push.clone(), out.clone());
+    let reads = query::router(query::QueryConfig::default(), store.clone());
+    let all = Router::new().merge(own_routes::routes(own.clone())).merge(reads).merge(writes.clone());
+
+    let stop_listening = CancellationToken::new();
+    let mut listeners = JoinSet::new();
+    let limits = ListenLimits { drain: DRAIN, ..ListenLimits::default() };
+    let (l, stop) = (limits.clone(), stop_listening.clone());
+    listeners.spawn(async move {
+        listen::serve(http, all, l, stop).await;
+        "HTTP"
+    });
+    let (l, stop) = (limits.clone(), stop_listening.clone());
+    let (config_grpc, out_grpc) = (push.clone(), out);
+    listeners.spawn(async move {
+        otlp::grpc::serve(grpc, out_grpc, config_grpc, l, stop).await;
+        "OTLP gRPC"
+    });
+    let (l, stop) = (limits, stop_listening.clone());
+    listeners.spawn(async move {
+        listen::serve(otlp_http, writes, l, stop).await;
+        "OTLP HTTP"
+    });
+    own.ready.store(true, Ordering::Release);
+    let mut banner = vec![format!("sightline {} serves http://{http_addr}", env!("CARGO_PKG_VERSION"))];
+    banner.extend(found.iter().map(|line| format!("  {line}")));
+    banner.push(format!("  takes OTLP gRPC {grpc_addr}, OTLP HTTP {otlp_http_addr}, Loki push and NDJSON on the first"));
+    banner.push(format!("  stores in {}", dir.display()));
+    banner.push(format!("  try: curl -G '{url}/loki/api/v1/query_range' --data-urlencode 'query={{container=~\".+\"}}'"));
+    banner.push(format!("       curl -G '{url}/api/v1/query' --data-urlencode 'query=rate(node_cpu_seconds_total[1m])'"));
+    Ok(App { store, running, own, listeners, stop_listening, banner })
+}
+
+async fn bind(addr: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, what, flag, source })
+}
+
+fn push_config(config: &Config, memory: usize) -> PushConfig {
+    let mut push = PushConfig { in_flight_bytes_max: (memory / 5).max(64 << 20), ..PushConfig::default() };
+    if let Some(bytes) = config.inflated_bytes_max {
+        push.limits.inflated_bytes_max = bytes;
+    }
+    if config.future_max.is_some() {
+        push.limits.future_max = config.future_max;
+    }
+    push.limits.past_max = config.past_max;
+    push
+}
+
+/// Sources, transforms and sinks at work, and a line for each thing that is collected.
+async fn build_pipeline(config: Config, store: &Store, memory: usize) -> Result<(Running, Vec<String>), StartError> {
+    let mut found = Vec::new();
+    let limits = pipeline::Limits { process_bytes: (memory / 8).max(16 << 20), ..pipeline::Limits::default() };
+    let mut builder = PipelineBuilder::new(config.pipeline).limits(limits).input(PUSH, Signals::ALL);
+    let mut configured: BTreeMap<String, SourceConfig> = config.sources;
+    if config.collect {
+        if !configured.values().any(|s| matches!(s, SourceConfig::Containers(_))) {
+            configured.insert(CONTAINERS.into(), SourceConfig::Containers(containers::Config::default()));
+        }
+        if !configured.values().any(|s| matches!(s, SourceConfig::HostMetrics(_))) {
+            configured.insert(HOST.into(), SourceConfig::HostMetrics(host_metrics::Config::default()));
+        }
+    } else {
+        found.push("collects nothing from this machine (--no-collect)".to_owned());
+        configured.retain(|_, s| matches!(s, SourceConfig::Files(_)));
+    }
+    for (name, source) in &configured {
+        let wrong = |e: &dyn std::fmt::Display| StartError::Config(format!("sources.{name}: {e}"));
+        let made = match source {
+            SourceConfig::Files(c) => {
+                found.push(format!("reads files {}", c.include.join(", ")));
+                c.source().map_err(|e| wrong(&e))?
+            }
+            SourceConfig::Containers(c) => {
+                found.extend(containers::detect_with(c).await.summary);
+                c.source().map_err(|e| wrong(&e))?
+            }
+            SourceConfig::HostMetrics(c) => {
+                found.push(format!("takes host and container metrics every {} s", c.interval_seconds));
+                c.source().map_err(|e| wrong(&e))?
+            }
+        };
+        builder = builder.source(name, made);
+    }
+    // Graphs may name the fixed sources even when they are off.
+    for (name, signals) in fixed_sources().into_iter().skip(1) {
+        if !configured.contains_key(name) {
+            builder = builder.input(name, signals);
+        }
+    }
+    let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
+    Ok((running, found))
+}
+
+impl App {
+    /// Resolves when a part of the process has failed that it cannot work without.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        self.running.failed()
+    }
+
+    /// Stop order: not ready, pipeline drains, listeners close, the store flushes. Whoever is late is named.
+    pub async fn stop(mut self) -> bool {
+        let began = Instant::now();
+        self.own.ready.store(false, Ordering::Release);
+        // New connections and requests end first, so that nothing is refused half way.
+        self.stop_listening.cancel();
+        let listeners = async {
+            while let Some(done) = self.listeners.join_next().await {
+                if let Err(e) = done {
+                    tracing::error!(error = %e, "a listener panicked");
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN, listeners).await.is_err() {
+            tracing::warn!("listeners had requests in flight when the deadline came");
+        }
+        let report = self.running.stop(DRAIN).await;
+        for name in &report.late {
+            tracing::warn!(component = name, "did not drain before the deadline");
+        }
+        let flushed = self.store.close().await;
+        if let Err(e) = &flushed {
+            tracing::error!(error = %e, "the head could not be flushed; the write-ahead log keeps its rows");
+        }
+        tracing::info!(seconds = began.elapsed().as_secs_f64(), "stopped");
+        flushed.is_ok()
+    }
+}
