@@ -145,7 +145,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     let at = |path: &str, message: String| Problem { place: document.place(path), path: path.to_owned(), message };
     let mut found = Vec::new();
     let retention = retention(&file.retention, &mut |path, message| found.push(at(path, message)));
-    let log_level = args.log_level.clone().or(file.log_level).unwrap_or_else(|| "warn".into());
+    let log_level = args.log_level.clone().or(file.log_level.clone()).unwrap_or_else(|| "warn".into());
     if let Err(e) = crate::telemetry::filter(&log_level) {
         found.push(at("log_level", e));
     }
@@ -161,7 +161,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if problems.len() == before {
         problems.extend(wiring(document, &sources, &file));
     }
-    let mut store = StoreConfig::new(args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| "./sightline-data".into()));
+    let mut store = StoreConfig::new(args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| "./sightline-data".into()));
     store.durability = args.fsync.or(file.fsync).map_or(Durability::Group, |f| f.0);
     store.memory_bytes_max = match args.memory_limit.or(file.memory_limit) {
         Some(Bytes(n)) => usize::try_from(n).unwrap_or(usize::MAX).max(MEMORY_MIN),

@@ -1,0 +1,5 @@
+//! The real process, from outside: started, asked over HTTP, stopped, killed, started again.
+
+mod client;
+mod server;
+mod smoke;
