@@ -83,25 +83,35 @@ struct HostConfig {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct LogConfig {
     #[serde(rename = "Type", default)]
     kind: String,
-    /// Podman only.
-    #[serde(default)]
-    path: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    #[serde(rename = "Components", default)]
+    components: Vec<Component>,
+}
+
+#[derive(Deserialize)]
+struct Component {
+    #[serde(rename = "Name", default)]
+    name: String,
 }
 
 /// One socket, with what was inspected before.
 pub struct DockerApi {
     socket: PathBuf,
+    /// Who answers; asked once.
+    runtime: Option<Runtime>,
     /// By id: state and names when inspected, and the outcome.
     known: HashMap<String, (String, Vec<String>, Container)>,
 }
 
 impl DockerApi {
     pub fn new(socket: PathBuf) -> Self {
-        DockerApi { socket, known: HashMap::new() }
+        DockerApi { socket, runtime: None, known: HashMap::new() }
     }
 
     pub fn socket(&self) -> &Path {
@@ -110,6 +120,14 @@ impl DockerApi {
 
     /// All containers. Only those that are new, renamed or in another state are inspected.
     pub async fn containers(&mut self) -> Result<Vec<Container>, ApiError> {
+        let runtime = match self.runtime {
+            Some(runtime) => runtime,
+            None => {
+                let version: Version = self.get("/version").await?;
+                let podman = version.components.iter().any(|c| c.name.starts_with("Podman"));
+                *self.runtime.insert(if podman { Runtime::Podman } else { Runtime::Docker })
+            }
+        };
         let listed: Vec<Listed> = self.get("/containers/json?all=true").await?;
         let mut known = HashMap::new();
         let mut inspected = 0;
@@ -121,7 +139,10 @@ impl DockerApi {
                     inspected += 1;
                     // Gone between list and inspection, most likely.
                     let answer = self.get::<Inspected>(&format!("/containers/{}/json", l.id)).await;
-                    answer.inspect_err(|error| tracing::debug!(%error, "container not inspected")).ok().map(container)
+                    answer
+                        .inspect_err(|error| tracing::debug!(%error, "container not inspected"))
+                        .ok()
+                        .map(|c| container(c, runtime))
                 }
                 _ => None,
             };
@@ -162,21 +183,22 @@ impl DockerApi {
     }
 }
 
-fn container(c: Inspected) -> Container {
-    // Podman calls its one file driver by either name and writes the CRI format with both; Docker has no `Path` here.
-    let podman = c.host_config.log_config.path.is_some();
-    let path = c.log_path.filter(|p| !p.is_empty()).or(c.host_config.log_config.path).filter(|p| !p.is_empty());
-    let format = match c.host_config.log_config.kind.as_str() {
-        "k8s-file" => Some(Format::Cri),
-        "json-file" => Some(if podman { Format::Cri } else { Format::DockerJson }),
+fn container(c: Inspected, runtime: Runtime) -> Container {
+    // Podman says `json-file` for its one file driver, as Docker's clients expect, and writes the CRI format.
+    let format = match (runtime, c.host_config.log_config.kind.as_str()) {
+        (Runtime::Podman, "k8s-file" | "json-file") => Some(Format::Cri),
+        (_, "json-file") => Some(Format::DockerJson),
         _ => None,
     };
+    let path = c.log_path.filter(|p| !p.is_empty()).map(PathBuf::from);
+    // A container made of a folder rather than an image has an empty digest.
+    let image = c.config.image.filter(|i| !i.is_empty()).unwrap_or(c.image);
     Container {
         name: c.name.trim_start_matches('/').to_owned(),
-        image: c.config.image.filter(|i| !i.is_empty()).unwrap_or(c.image),
+        image: if image == "sha256:" { String::new() } else { image },
         labels: c.config.labels.unwrap_or_default(),
-        runtime: if podman { Runtime::Podman } else { Runtime::Docker },
-        logs: path.zip(format).map(|(p, f)| (PathBuf::from(p), f)).into_iter().collect(),
+        runtime,
+        logs: path.zip(format).into_iter().collect(),
         pid: u32::try_from(c.state.pid).ok().filter(|p| *p > 0),
         pod: None,
         id: c.id,
