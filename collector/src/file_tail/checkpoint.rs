@@ -32,10 +32,13 @@ struct Entry {
     age: u64,
 }
 
+type Entries = BTreeMap<(String, String), Entry>;
+
 /// Positions backed by one file. Safe to share; `save` is for threads that may block.
 pub struct Checkpoint {
     path: PathBuf,
-    positions: Mutex<(u64, BTreeMap<(String, String), Entry>)>,
+    /// The age given last, and entries by tenant and key.
+    positions: Mutex<(u64, Entries)>,
 }
 
 #[derive(Debug, thiserror::Error)]

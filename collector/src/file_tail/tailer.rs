@@ -556,7 +556,9 @@ impl Tailer {
             let quiet = now.saturating_duration_since(f.grown) >= close_after;
             let at_end = f.offset >= f.size && f.waiting.is_none();
             let unseen = f.unseen.is_some_and(|since| now.duration_since(since) >= close_after);
-            if f.deleted && at_end && quiet || unseen && quiet && (at_end || f.waiting.is_some() && !f.deleted) {
+            let left_unfinished = f.waiting.is_some() && !f.deleted;
+            let done = if unseen { at_end || left_unfinished } else { f.deleted && at_end };
+            if quiet && done {
                 gone.push((*number, f.id));
             } else if f.rotated && at_end && quiet {
                 f.file = None;
