@@ -123,10 +123,16 @@ pub async fn start(config: Config) -> Result<App, StartError> {
     own.ready.store(true, Ordering::Release);
     let mut banner = vec![format!("sightline {} serves http://{http_addr}", env!("CARGO_PKG_VERSION"))];
     banner.extend(found.iter().map(|line| format!("  {line}")));
-    banner.push(format!("  takes OTLP gRPC {grpc_addr}, OTLP HTTP {otlp_http_addr}, Loki push and NDJSON on the first"));
+    banner.push(format!(
+        "  takes OTLP gRPC {grpc_addr}, OTLP HTTP {otlp_http_addr}, Loki push and NDJSON on the first"
+    ));
     banner.push(format!("  stores in {}", dir.display()));
-    banner.push(format!("  try: curl -G '{url}/loki/api/v1/query_range' --data-urlencode 'query={{container=~\".+\"}}'"));
-    banner.push(format!("       curl -G '{url}/api/v1/query' --data-urlencode 'query=rate(node_cpu_seconds_total[1m])'"));
+    banner.push(format!(
+        "  try: curl -G '{url}/loki/api/v1/query_range' --data-urlencode 'query={{container=~\".+\"}}'"
+    ));
+    banner.push(format!(
+        "       curl -G '{url}/api/v1/query' --data-urlencode 'query=rate(node_cpu_seconds_total[1m])'"
+    ));
     Ok(App { store, running, own, listeners, stop_listening, banner })
 }
 

@@ -25,9 +25,7 @@ pub enum Command {
     /// Check a configuration file: every error at once, with line and column
     Check(CheckArgs),
     /// Print a completion script for a shell
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Default, Args)]

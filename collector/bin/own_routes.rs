@@ -47,7 +47,8 @@ async fn ready(State(own): State<Arc<Own>>) -> Response {
     if own.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ready\n").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n")
+            .into_response()
     }
 }
 
@@ -135,11 +136,22 @@ async fn status(State(own): State<Arc<Own>>) -> Response {
     }
     let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
     row("Rows in memory", &grouped(get(&metrics.head_rows)));
-    row("Parts", &format!("{}, {} rows, {}", grouped(get(&metrics.parts)), grouped(get(&metrics.part_rows)), size(get(&metrics.part_bytes))));
+    row(
+        "Parts",
+        &format!(
+            "{}, {} rows, {}",
+            grouped(get(&metrics.parts)),
+            grouped(get(&metrics.part_rows)),
+            size(get(&metrics.part_bytes))
+        ),
+    );
     row("Write-ahead log", &size(get(&metrics.wal_bytes)));
     let tenants: Vec<String> = own.store.tenants().iter().map(ToString::to_string).collect();
     row("Tenants", &if tenants.is_empty() { "none yet".to_owned() } else { tenants.join(", ") });
-    let page = PAGE.replace("{version}", env!("CARGO_PKG_VERSION")).replace("{rows}", &rows).replace("{url}", &escape(&own.url));
+    let page = PAGE
+        .replace("{version}", env!("CARGO_PKG_VERSION"))
+        .replace("{rows}", &rows)
+        .replace("{url}", &escape(&own.url));
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
 }
 

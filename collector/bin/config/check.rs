@@ -29,7 +29,12 @@ impl std::fmt::Display for Problem {
 }
 
 /// Reads `path` of the document as `T`. Problems are added to `problems`; `None` when too little is left to read.
-pub fn read<T: DeserializeOwned>(document: &Document, path: &str, value: &Value, problems: &mut Vec<Problem>) -> Option<T> {
+pub fn read<T: DeserializeOwned>(
+    document: &Document,
+    path: &str,
+    value: &Value,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
     let mut value = value.clone();
     for _ in 0..ERRORS_MAX {
         let error = match serde_path_to_error::deserialize::<_, T>(&value) {
@@ -41,7 +46,8 @@ pub fn read<T: DeserializeOwned>(document: &Document, path: &str, value: &Value,
         let culprit = culprit(&value, &inner, &message);
         let full = join(path, &culprit);
         let unknown = backticked(&message).filter(|_| message.starts_with("unknown"));
-        let place = if message.starts_with("unknown field") { document.key_place(&full) } else { document.place(&full) };
+        let place =
+            if message.starts_with("unknown field") { document.key_place(&full) } else { document.place(&full) };
         problems.push(Problem { place, path: full, message: explain(&message, unknown) });
         if problems.len() >= ERRORS_MAX || culprit.is_empty() || !prune(&mut value, &culprit) {
             return None;

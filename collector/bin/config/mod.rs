@@ -161,7 +161,9 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if problems.len() == before {
         problems.extend(wiring(document, &sources, &file));
     }
-    let mut store = StoreConfig::new(args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| "./sightline-data".into()));
+    let mut store = StoreConfig::new(
+        args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| "./sightline-data".into()),
+    );
     store.durability = args.fsync.or(file.fsync).map_or(Durability::Group, |f| f.0);
     store.memory_bytes_max = match args.memory_limit.or(file.memory_limit) {
         Some(Bytes(n)) => usize::try_from(n).unwrap_or(usize::MAX).max(MEMORY_MIN),
@@ -243,18 +245,18 @@ fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &
     }
     match builder.check() {
         Ok(_) => Vec::new(),
-        Err(e) => e
-            .0
-            .into_iter()
-            .map(|e| Problem {
-                place: document.place(&e.path),
-                message: match &e.nearest {
-                    Some(n) => format!("{}; did you mean `{n}`?", e.message),
-                    None => e.message.clone(),
-                },
-                path: e.path,
-            })
-            .collect(),
+        Err(e) => {
+            e.0.into_iter()
+                .map(|e| Problem {
+                    place: document.place(&e.path),
+                    message: match &e.nearest {
+                        Some(n) => format!("{}; did you mean `{n}`?", e.message),
+                        None => e.message.clone(),
+                    },
+                    path: e.path,
+                })
+                .collect()
+        }
     }
 }
 

@@ -62,7 +62,8 @@ impl Server {
             for (slot, mark) in found.iter_mut().zip(["http://", "OTLP gRPC ", "OTLP HTTP "]) {
                 if let Some(at) = line.find(mark) {
                     let rest = &line[at + mark.len()..];
-                    let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).unwrap_or(rest.len());
+                    let end =
+                        rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).unwrap_or(rest.len());
                     if let (None, Ok(addr)) = (*slot, rest[..end].trim_end_matches('.').parse()) {
                         *slot = Some(addr);
                     }

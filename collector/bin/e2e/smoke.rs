@@ -21,9 +21,14 @@ fn what_is_pushed_comes_back_and_survives_stop_and_kill() {
     let mut sent = 0;
     for round in 0..4 {
         let mut client = server.client();
-        let line = format!("{{\"ts\":{},\"app\":\"shop\",\"level\":\"info\",\"msg\":\"order {round} placed\"}}\n", now_ns());
+        let line =
+            format!("{{\"ts\":{},\"app\":\"shop\",\"level\":\"info\",\"msg\":\"order {round} placed\"}}\n", now_ns());
         let answer = client
-            .post("/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=app", "application/x-ndjson", line.as_bytes())
+            .post(
+                "/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=app",
+                "application/x-ndjson",
+                line.as_bytes(),
+            )
             .unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         sent += 1;
@@ -113,7 +118,15 @@ fn a_foreign_or_newer_directory_is_refused_and_untouched() {
     std::fs::write(dir.path().join("letter.txt"), "dear").unwrap();
     let refused = |path: &std::path::Path| {
         let out = Command::new(program())
-            .args(["--no-collect", "--http", "127.0.0.1:0", "--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0"])
+            .args([
+                "--no-collect",
+                "--http",
+                "127.0.0.1:0",
+                "--otlp-grpc",
+                "127.0.0.1:0",
+                "--otlp-http",
+                "127.0.0.1:0",
+            ])
             .args(["--data-dir", &path.to_string_lossy()])
             .output()
             .unwrap();
@@ -133,7 +146,10 @@ fn check_names_every_error_with_its_place() {
     let out = Command::new(program()).arg("check").arg(&file).output().unwrap();
     assert_eq!(out.status.code(), Some(1));
     let text = String::from_utf8_lossy(&out.stderr);
-    assert!(text.contains("sightline.yaml:1:1: htpp: unknown field") && text.contains("did you mean `http`?"), "{text}");
+    assert!(
+        text.contains("sightline.yaml:1:1: htpp: unknown field") && text.contains("did you mean `http`?"),
+        "{text}"
+    );
     assert!(text.contains("sightline.yaml:2:8: fsync: invalid fsync mode"), "{text}");
     std::fs::write(&file, "http: 127.0.0.1:1\n").unwrap();
     assert!(Command::new(program()).arg("check").arg(&file).status().unwrap().success());
