@@ -23,7 +23,7 @@ pub mod otlp;
 pub mod push;
 pub mod reply;
 
-pub use push::{PushConfig, push_router};
+pub use push::{PushConfig, push_and_grpc_routers, push_router};
 
 /// This machine's name: the stream label `node` and the label `instance` of host metrics.
 pub fn node_name() -> String {

@@ -56,6 +56,12 @@ pub fn push_router(config: PushConfig, out: Output) -> Router {
     routes(Push::new(config, out))
 }
 
+/// The push routes and, second, the gRPC services (for [`crate::otlp::grpc`]'s port), with one memory budget.
+pub fn push_and_grpc_routers(config: PushConfig, out: Output) -> (Router, Router) {
+    let push = Push::new(config, out);
+    (routes(push.clone()), otlp::grpc::routes(push))
+}
+
 pub(crate) fn routes(push: Arc<Push>) -> Router {
     Router::new()
         .route("/ingest/ndjson", post(ndjson::push))

@@ -7,7 +7,7 @@ use arrow::{
     datatypes::{DataType, Int32Type},
 };
 use axum::{Router, body::Body};
-use collector::{PushConfig, push_router};
+use collector::{PushConfig, push_and_grpc_routers};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use pipeline::{Data, DeliveryError, Output};
@@ -21,6 +21,7 @@ use tower::ServiceExt as _;
 pub struct Fixture {
     pub store: Store,
     pub router: Router,
+    pub grpc: Router,
     pub out: Output,
     pub config: PushConfig,
     _dir: tempfile::TempDir,
@@ -80,8 +81,8 @@ impl Fixture {
                 let _ = envelope.ack.send(fate);
             }
         });
-        let router = push_router(config.clone(), out.clone());
-        Fixture { store, router, out, config, _dir: dir, _sink: sink }
+        let (router, grpc) = push_and_grpc_routers(config.clone(), out.clone());
+        Fixture { store, router, grpc, out, config, _dir: dir, _sink: sink }
     }
 
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {

@@ -18,13 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, codec::CompressionEncoding};
 
 use crate::{
-    fixture::Fixture,
+    fixture::{Fixture, post},
     otlp::{logs_request, metrics_request, traces_request},
 };
 
 struct Server {
     url: String,
-    address: std::net::SocketAddr,
     stop: CancellationToken,
     task: JoinSet<()>,
 }
@@ -35,7 +34,7 @@ async fn start(f: &Fixture) -> Server {
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(grpc::serve(listener, f.out.clone(), f.config.clone(), listen::ListenLimits::default(), stop.clone()));
-    Server { url: format!("http://{address}"), address, stop, task }
+    Server { url: format!("http://{address}"), stop, task }
 }
 
 #[tokio::test]
@@ -66,6 +65,23 @@ async fn a_tonic_client_exports_the_three_signals_and_the_server_drains() {
     assert!(!f.column(Table::MetricSamples, "value").await.is_empty());
     server.stop.cancel();
     tokio::time::timeout(Duration::from_secs(10), server.task.join_next()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_method_and_a_broken_frame_get_a_status_in_the_headers() {
+    let f = Fixture::new().await;
+    let grpc = ("content-type", "application/grpc");
+    let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+    for (path, headers, body, want) in [
+        ("/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export", vec![grpc], vec![], "12"),
+        (path, vec![grpc], vec![0, 0], "3"),
+        (path, vec![grpc], vec![0, 0, 0, 0, 9, 1], "3"),
+        (path, vec![grpc, ("grpc-encoding", "br")], vec![0; 5], "12"),
+    ] {
+        let answer = post(&f.grpc, path, &headers, body).await;
+        assert_eq!((answer.status.as_u16(), answer.headers["grpc-status"].to_str().unwrap()), (200, want), "{path}");
+    }
+    assert_eq!(post(&f.grpc, path, &[("content-type", "text/plain")], "").await.status, 415);
 }
 
 #[tokio::test]
@@ -107,5 +123,4 @@ async fn a_slow_header_is_cut_and_http1_is_served_on_the_same_port() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(10), task.join_next()).await.unwrap();
-    let _ = start(&f).await.address;
 }

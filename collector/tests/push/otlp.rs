@@ -358,36 +358,44 @@ async fn metrics_become_prometheus_series_and_lose_nothing() {
     assert_eq!((answer.status.as_u16(), partial.rejected_data_points), (200, 2));
     assert!(partial.error_message.contains("invalid temporality"), "{}", partial.error_message);
     let names = f.column(Table::MetricSeries, "metric").await;
+    let labels = f.column(Table::MetricSeries, "labels").await;
+    let sorted = |mut v: Vec<String>| {
+        v.sort();
+        v
+    };
     assert_eq!(
-        names,
+        sorted(names.clone()),
         [
-            "system_network_io_bytes_total",
-            "request_size_bytes_sum",
-            "request_size_bytes_count",
-            "request_size_bytes_bucket",
-            "request_size_bytes_bucket",
-            "request_size_bytes_bucket",
-            "latency_seconds",
-            "rpc_sum",
-            "rpc_count",
-            "rpc",
             "cpu_utilization_ratio",
+            "latency_seconds",
+            "request_size_bytes_bucket",
+            "request_size_bytes_bucket",
+            "request_size_bytes_bucket",
+            "request_size_bytes_count",
+            "request_size_bytes_sum",
+            "rpc",
+            "rpc_count",
+            "rpc_sum",
+            "system_network_io_bytes_total",
             "target_info",
         ]
     );
-    let labels = f.column(Table::MetricSeries, "labels").await;
+    // The store gives rows in an order of its own.
+    let at = |name: &str| names.iter().position(|n| n == name).unwrap();
+    let counter = at("system_network_io_bytes_total");
     assert_eq!(
-        labels[0],
+        labels[counter],
         r#"{"__name__":"system_network_io_bytes_total","http_method":"GET","instance":"i1","job":"eu/shop","service_instance_id":"i1","service_name":"shop","service_namespace":"eu"}"#
     );
-    let bounds: Vec<&str> =
-        labels[3..6].iter().map(|l| l.split(r#""le":""#).nth(1).unwrap().split('"').next().unwrap()).collect();
-    assert_eq!(bounds, ["0.5", "1", "+Inf"]);
-    assert_eq!(labels[11], r#"{"__name__":"target_info","instance":"i1","job":"eu/shop","os_type":"linux"}"#);
-    let values = f.column(Table::MetricSamples, "value").await;
-    assert_eq!(values, ["5", "4.5", "6", "1", "3", "6", "8", "4", "1.5", "NaN", "1"]);
+    let bounds = labels.iter().filter_map(|l| Some(l.split(r#""le":""#).nth(1)?.split('"').next()?.to_owned()));
+    assert_eq!(sorted(bounds.collect()), ["+Inf", "0.5", "1"]);
+    let target = r#"{"__name__":"target_info","instance":"i1","job":"eu/shop","os_type":"linux"}"#;
+    assert_eq!(labels[at("target_info")], target);
+    let values = sorted(f.column(Table::MetricSamples, "value").await);
+    assert_eq!(values, ["1", "1", "1.5", "3", "4", "4.5", "5", "6", "6", "8", "NaN"]);
     let starts = f.column(Table::MetricSamples, "start_ms").await;
-    assert_eq!((starts[0].as_str(), starts[1].as_str()), ("1767225599000", "-"));
+    // Of the counter and of the gauge.
+    assert_eq!(starts.iter().filter(|s| *s == "1767225599000").count(), 2);
     // Scale 9 merges to 8: indexes 1, 2, 3 become 0, 1, 1, one higher in Prometheus.
     for (column, want) in [
         ("schema", "8"),
@@ -403,15 +411,16 @@ async fn metrics_become_prometheus_series_and_lose_nothing() {
     }
     assert_eq!(f.column(Table::MetricExemplars, "labels").await, [r#"{"user":"7"}"#]);
     assert_eq!(f.column(Table::MetricExemplars, "trace_id").await, ["01".repeat(16)]);
-    let origin: serde_json::Value = serde_json::from_str(&f.column(Table::MetricSeries, "origin").await[0]).unwrap();
+    let origin: serde_json::Value =
+        serde_json::from_str(&f.column(Table::MetricSeries, "origin").await[counter]).unwrap();
     assert_eq!(
         origin,
         json!({"attributes": {"http.method": "GET"}, "kind": "monotonic_sum", "name": "system.network.io",
             "resource": {"os.type": "linux", "service.instance.id": "i1", "service.name": "shop", "service.namespace": "eu"},
             "scope_name": "lib", "unit": "By"})
     );
-    assert_eq!(f.column(Table::MetricSeries, "type").await[0], "counter");
-    assert_eq!(f.column(Table::MetricSeries, "unit").await[0], "bytes");
+    assert_eq!(f.column(Table::MetricSeries, "type").await[counter], "counter");
+    assert_eq!(f.column(Table::MetricSeries, "unit").await[counter], "bytes");
 }
 
 #[tokio::test]

@@ -68,6 +68,18 @@ impl Reason {
 /// Refusals told one by one; more are only counted.
 pub const DETAILS_MAX: usize = 100;
 
+/// Bytes of one refusal's text: it quotes what was sent, which may be megabytes.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 10;
+
+/// The text, cut at `max` bytes with `...` where it is longer.
+pub fn clip(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push_str("...");
+    }
+    text
+}
+
 /// One refused record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detail {
@@ -91,7 +103,7 @@ impl Rejected {
     pub fn add_many(&mut self, reason: Reason, n: u64, at: u64, message: impl FnOnce() -> String) {
         self.counts[reason as usize] += n;
         if n > 0 && self.details.len() < DETAILS_MAX {
-            self.details.push(Detail { at, message: message() });
+            self.details.push(Detail { at, message: clip(message(), MESSAGE_BYTES_MAX) });
         }
     }
 

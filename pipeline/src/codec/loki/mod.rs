@@ -19,12 +19,16 @@ use super::{
     Decoded, Limits, Malformed, Reason,
     limits::TimeBounds,
     log_columns::{Column, Key, LogColumns, Row},
+    outcome::{MESSAGE_BYTES_MAX, clip},
     raw_cache::RawCache,
     stream,
 };
 use crate::Data;
 
 pub use labels::parse_labels;
+
+/// Bytes of a stream's labels as an entry's refusal quotes them.
+const SHOWN_BYTES_MAX: usize = 1024;
 
 /// A stream as sent, whatever the encoding.
 struct Stream<'a> {
@@ -95,6 +99,7 @@ fn take(streams: Vec<Stream<'_>>, limits: &Limits, now: i64) -> Push {
 
 impl Taker<'_> {
     fn refuse(&mut self, reason: Reason, n: u64, message: String) {
+        let message = clip(message, MESSAGE_BYTES_MAX);
         self.out.decoded.rejected.add_many(reason, n, self.met, || message.clone());
         self.out.last_error = Some(message);
     }
@@ -116,7 +121,8 @@ impl Taker<'_> {
             self.met += n;
             return self.refuse(reason, n, message);
         }
-        let shown = stream::loki_display(&labels);
+        // Told once an entry: long labels times many bad entries must not cost much.
+        let shown = clip(stream::loki_display(&labels), SHOWN_BYTES_MAX);
         let json = labels.to_json();
         let service = labels.get(stream::SERVICE_NAME).unwrap_or_default();
         let mut keys = None;

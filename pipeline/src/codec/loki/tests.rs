@@ -65,6 +65,13 @@ fn an_equal_entry_is_stored_once_and_a_different_line_twice() {
 }
 
 #[test]
+fn a_refusal_quotes_a_part_of_what_was_sent() {
+    let p = read(&format!(r#"{{"streams":[{{"stream":{{"a":"{}"}},"values":[["1","x"]]}}]}}"#, "v".repeat(1 << 20)));
+    assert!(p.last_error.unwrap().len() < 10_000);
+    assert!(p.decoded.rejected.details[0].message.len() < 10_000);
+}
+
+#[test]
 fn label_texts_are_read_with_gos_escapes() {
     let l = parse_labels(r#"{ app = "a\"\n\u00fc\x41\101" , b=`raw\n`, empty="" }"#).unwrap();
     assert_eq!(l.to_json(), r#"{"app":"a\"\nüAA","b":"raw\\n"}"#);
