@@ -157,7 +157,7 @@ impl Engine {
         let default_step_ms = ms(self.options.default_step).max(1);
         let mut needs = Vec::new();
         let last = steps.time(steps.count - 1);
-        plan(&expr, (steps.start, last), lookback_ms, default_step_ms, &mut needs);
+        plan(&expr, (steps.start, last), lookback_ms, &mut needs);
         let mut budget = fetch::SampleBudget::new(self.limits.samples_max);
         let mut data = vec![Vec::new(); needs.len()];
         for (selector, from, to) in needs {
@@ -227,7 +227,12 @@ fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), Q
             }
             resolve(query, &mut a.operand, times)
         }
-        ExprKind::Call { args, .. } => args.iter_mut().try_for_each(|a| resolve(query, a, times)),
+        ExprKind::Call { function, args } => {
+            if function.name == "info" {
+                complete_info(args);
+            }
+            args.iter_mut().try_for_each(|a| resolve(query, a, times))
+        }
         ExprKind::Selector(s) => selector(s),
         ExprKind::Range { selector: s, range } => {
             selector(s)?;
@@ -247,6 +252,18 @@ fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), Q
     }
 }
 
+/// Info series are read at the times at which the selector they are joined to is.
+fn complete_info(args: &mut [Expr]) {
+    let (at, offset) = match args.first().map(|a| &a.inner().kind) {
+        Some(ExprKind::Selector(s)) => (s.at, s.offset.clone()),
+        _ => return,
+    };
+    if let Some(ExprKind::Selector(info)) = args.get_mut(1).map(|a| &mut a.kind) {
+        info.at = at;
+        info.offset = offset;
+    }
+}
+
 fn fixed(at: At, times: (i64, i64, i64)) -> At {
     match at {
         At::Millis(t) => At::Millis(t),
@@ -262,7 +279,7 @@ fn set(query: &str, d: &mut Duration, times: (i64, i64, i64), positive: bool) ->
         return error("duration must be greater than 0");
     }
     // A thousand years; sums of it stay far from the ends of i64.
-    if !(seconds.abs() <= 1000.0 * 365.0 * 86_400.0) {
+    if seconds.is_nan() || seconds.abs() > 1000.0 * 365.0 * 86_400.0 {
         return error("duration out of range");
     }
     d.kind = DurationKind::Seconds(seconds);
@@ -297,7 +314,7 @@ fn duration_seconds(query: &str, d: &Duration, times: (i64, i64, i64)) -> Result
 }
 
 /// What each selector needs, by its id: the closed interval of sample times for evaluation times in `times`.
-fn plan(expr: &Expr, times: (i64, i64), lookback: i64, default_step: i64, out: &mut Vec<(Selector, i64, i64)>) {
+fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<(Selector, i64, i64)>) {
     let moved = |at: Option<At>, offset: Option<&Duration>| {
         let (from, to) = match at {
             Some(At::Millis(t)) => (t, t),
@@ -306,7 +323,7 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, default_step: i64, out: &
         let offset = offset.map_or(0, eval::millis);
         (from - offset, to - offset)
     };
-    let mut go = |e: &Expr| plan(e, times, lookback, default_step, out);
+    let mut go = |e: &Expr| plan(e, times, lookback, out);
     match &expr.kind {
         ExprKind::Number(_) | ExprKind::String(_) => {}
         ExprKind::Paren(e) | ExprKind::Unary { operand: e, .. } => go(e),
@@ -337,7 +354,7 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, default_step: i64, out: &
         }
         ExprKind::Subquery(s) => {
             let (from, to) = moved(s.at, s.offset.as_ref());
-            plan(&s.expr, (from - eval::millis(&s.range), to), lookback, default_step, out);
+            plan(&s.expr, (from - eval::millis(&s.range), to), lookback, out);
         }
     }
 }

@@ -155,7 +155,7 @@ impl Histogram {
     }
 
     /// Scales everything; a negative factor makes a gauge.
-    pub fn mul(mut self, factor: f64) -> Self {
+    pub fn scaled(mut self, factor: f64) -> Self {
         self.each(|v| v * factor);
         if factor < 0.0 {
             self.hint = ResetHint::Gauge;
@@ -163,7 +163,7 @@ impl Histogram {
         self
     }
 
-    pub fn div(mut self, divisor: f64) -> Self {
+    pub fn divided(mut self, divisor: f64) -> Self {
         self.each(|v| v / divisor);
         if divisor == 0.0 {
             self.positive.clear();

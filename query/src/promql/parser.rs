@@ -7,7 +7,9 @@ use super::{
         Aggregate, AggregateOp, At, Binary, BinaryOp, Cardinality, Duration, DurationKind, Edges, Expr, ExprKind,
         Matching, Selector, Subquery,
     },
-    check, functions,
+    check,
+    eval::name_matchers,
+    functions,
 };
 use crate::syntax::{Binding, Climb, Cursor, Dialect, Kind, Span, SyntaxError, climb};
 
@@ -327,11 +329,28 @@ impl Parser<'_> {
             let function = functions::find(text)
                 .ok_or_else(|| self.cursor.error(span, format!("unknown function with name {text:?}")))?;
             self.cursor.next();
-            let (args, end) = self.arguments(function.name == "info")?;
+            let (mut args, end) = self.arguments(function.name == "info")?;
+            if function.name == "info" {
+                self.complete_info(&mut args, end);
+            }
             return Ok(Expr { kind: ExprKind::Call { function, args }, span: span.to(end) });
         }
         self.cursor.next();
         self.selector(Some(text.to_owned()), span, false)
+    }
+
+    /// Gives `info` its selector of info metrics where it has none, or none by name.
+    fn complete_info(&mut self, args: &mut Vec<Expr>, end: Span) {
+        if args.len() == 1 {
+            let id = self.selectors;
+            self.selectors += 1;
+            let selector =
+                Selector { id, name: None, matchers: Vec::new(), offset: None, at: None, edges: Edges::Plain };
+            args.push(Expr { kind: ExprKind::Selector(selector), span: end });
+        }
+        if let Some(ExprKind::Selector(s)) = args.get_mut(1).map(|a| &mut a.kind) {
+            name_matchers(&mut s.matchers);
+        }
     }
 
     /// `(a, b)`; with the span of the closing parenthesis. A trailing comma is not allowed.

@@ -98,7 +98,7 @@ impl Mean {
         if self.incremental.is_none() {
             let mut next = self.sum;
             next.add(value);
-            if self.count == 1.0 || next.raw().is_finite() || !self.sum.raw().is_finite() && self.count == 1.0 {
+            if self.count == 1.0 || next.raw().is_finite() {
                 self.sum = next;
                 return;
             }

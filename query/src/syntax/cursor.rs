@@ -28,6 +28,8 @@ impl<'a> Cursor<'a> {
         self.tokens[(self.at + n).min(self.tokens.len() - 1)]
     }
 
+    /// Takes the next token; at the end it stays [`Kind::End`].
+    #[allow(clippy::should_implement_trait)] // never ends, so it is no iterator
     pub fn next(&mut self) -> Token {
         let token = self.peek();
         self.at = (self.at + 1).min(self.tokens.len() - 1);

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Largest k of topk, bottomk and limitk: what fits an i64 as a double.
-const K_BOUND: f64 = 9.223_372_036_854_775_8e18;
+const K_BOUND: f64 = 9.223_372_036_854_776e18;
 
 impl Evaluator<'_> {
     pub(super) fn aggregate(&self, a: &Aggregate, steps: &Steps) -> Result<Vec<Series>, QueryError> {

@@ -92,10 +92,10 @@ impl Evaluator<'_> {
                 }
                 _ => Outcome::Kept(Point::Float(number(op, *a, *b))),
             },
-            (Point::Float(a), Point::Histogram(h)) if op == BinaryOp::Mul => kept(Histogram::clone(h).mul(*a)),
+            (Point::Float(a), Point::Histogram(h)) if op == BinaryOp::Mul => kept(Histogram::clone(h).scaled(*a)),
             (Point::Histogram(h), Point::Float(b)) => match op {
-                BinaryOp::Mul => kept(Histogram::clone(h).mul(*b)),
-                BinaryOp::Div => kept(Histogram::clone(h).div(*b)),
+                BinaryOp::Mul => kept(Histogram::clone(h).scaled(*b)),
+                BinaryOp::Div => kept(Histogram::clone(h).divided(*b)),
                 BinaryOp::TrimUpper => kept(native::trim(h, *b, true)),
                 BinaryOp::TrimLower => kept(native::trim(h, *b, false)),
                 _ => self.incompatible(op, span, left, right),
@@ -304,12 +304,10 @@ impl Evaluator<'_> {
                 } else {
                     self.element(b.op, span, many_point, one_point)
                 };
-                if one_to_one {
-                    if std::mem::replace(&mut matched_once[id], true) {
-                        return fail(
-                            "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
-                        );
-                    }
+                if one_to_one && std::mem::replace(&mut matched_once[id], true) {
+                    return fail(
+                        "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
+                    );
                 }
                 let result = match pairs.get(&(m, o)) {
                     Some(r) => *r,

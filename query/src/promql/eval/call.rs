@@ -156,6 +156,7 @@ impl Evaluator<'_> {
             "histogram_avg" => return self.map_histograms(&args[0], steps, |h| h.sum / h.count),
             "histogram_stdvar" => return self.map_histograms(&args[0], steps, |h| h.variance()),
             "histogram_stddev" => return self.map_histograms(&args[0], steps, |h| h.variance().sqrt()),
+            "info" => self.info_join(args, steps)?,
             "histogram_quantile" => self.histogram_quantile(args, steps)?,
             "histogram_quantiles" => self.histogram_quantiles(args, steps)?,
             "histogram_fraction" => self.histogram_fraction(args, steps)?,

@@ -69,7 +69,6 @@ pub(super) fn call(
             let window = Window {
                 ts: &data.ts[lo..hi],
                 values: &data.values[lo..hi],
-                starts: &[],
                 histograms: &data.histograms[hist_lo..hist_hi],
                 start,
                 end,
@@ -187,12 +186,12 @@ fn histograms(w: &Window<'_>, notes: &Notes<'_>, kind: rate::Kind, smoothed: boo
         let share = (t - all[a].0) as f64 / (all[b].0 - all[a].0) as f64;
         let (from, to) = (&all[a].1, &all[b].1);
         if kind.is_counter() && to.is_reset_since(from) {
-            return Some(Histogram::clone(to).mul(share));
+            return Some(Histogram::clone(to).scaled(share));
         }
         let mut difference = Histogram::clone(to);
         difference.sub(from).ok()?;
         let mut out = Histogram::clone(from);
-        out.add(&difference.mul(share)).ok()?;
+        out.add(&difference.scaled(share)).ok()?;
         out.hint = to.hint;
         Some(out)
     };
@@ -219,7 +218,7 @@ fn histograms(w: &Window<'_>, notes: &Notes<'_>, kind: rate::Kind, smoothed: boo
     }
     let refs: Vec<&Histogram> = points.iter().collect();
     match rate::histogram_increase(&refs, notes, kind.is_counter()) {
-        Some(h) => super::native::point(h.div(seconds)),
+        Some(h) => super::native::point(h.divided(seconds)),
         None => Point::None,
     }
 }

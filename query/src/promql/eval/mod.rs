@@ -9,12 +9,15 @@ mod call;
 mod classic;
 mod date;
 mod edges;
+mod info;
 mod labels;
 mod native;
 mod over_time;
 mod range;
 mod rate;
 mod selector;
+
+pub(super) use info::name_matchers;
 
 use std::{
     cell::{Cell, RefCell},
@@ -177,7 +180,7 @@ impl<'a> Evaluator<'a> {
                     for p in &mut s.points {
                         *p = match std::mem::take(p) {
                             Point::Float(v) => Point::Float(-v),
-                            Point::Histogram(h) => Point::Histogram(Arc::new(Arc::unwrap_or_clone(h).mul(-1.0))),
+                            Point::Histogram(h) => Point::Histogram(Arc::new(Arc::unwrap_or_clone(h).scaled(-1.0))),
                             Point::None => Point::None,
                         };
                     }

@@ -53,7 +53,7 @@ pub(super) fn mean<'a, I: Iterator<Item = &'a Histogram>>(sum: Histogram, n: f64
             && h.positive.iter().chain(&h.negative).all(|b| b.1.is_finite())
     };
     if finite(&sum) || !all().all(finite) {
-        return sum.div(n);
+        return sum.divided(n);
     }
     let hint = sum.hint;
     let mut mean: Option<Histogram> = None;
@@ -62,9 +62,9 @@ pub(super) fn mean<'a, I: Iterator<Item = &'a Histogram>>(sum: Histogram, n: f64
         mean = Some(match mean {
             None => h.clone(),
             Some(before) => {
-                let mut next = before.mul((seen - 1.0) / seen);
+                let mut next = before.scaled((seen - 1.0) / seen);
                 // The sum above has shown that the layouts agree.
-                let _ = next.add(&h.clone().div(seen));
+                let _ = next.add(&h.clone().divided(seen));
                 next
             }
         });

@@ -19,8 +19,6 @@ use crate::{
 pub(super) struct Window<'a> {
     pub ts: &'a [i64],
     pub values: &'a [f64],
-    /// Start times beside `ts`, or empty.
-    pub starts: &'a [i64],
     pub histograms: &'a [(i64, Arc<Histogram>)],
     /// Exclusive, ms.
     pub start: i64,
@@ -195,7 +193,6 @@ impl<'a> Evaluator<'a> {
                 let window = Window {
                     ts: &data.ts[lo..hi],
                     values: &data.values[lo..hi],
-                    starts: data.starts.get(lo..hi).unwrap_or(&[]),
                     histograms: &data.histograms[hist_lo..hist_hi],
                     start,
                     end,

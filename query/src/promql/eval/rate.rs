@@ -33,7 +33,7 @@ pub(super) fn extrapolated(w: &Window<'_>, notes: &Notes<'_>, kind: Kind) -> Poi
         let (first, last) = (w.histograms[0].0, w.histograms[points.len() - 1].0);
         let counted = kind.is_counter().then_some((points[0].count, result.count));
         let factor = factor(w, kind, (first, last), points.len(), counted);
-        return Point::Histogram(Arc::new(result.mul(factor).compact()));
+        return Point::Histogram(Arc::new(result.scaled(factor).compact()));
     }
     if w.ts.len() < 2 {
         return Point::None;
@@ -191,7 +191,7 @@ pub(super) fn instant(w: &Window<'_>, notes: &Notes<'_>, rate: bool) -> Point {
                 }
             }
             out.hint = ResetHint::Gauge;
-            Point::Histogram(Arc::new(if rate { out.div(seconds) } else { out }.compact()))
+            Point::Histogram(Arc::new(if rate { out.divided(seconds) } else { out }.compact()))
         }
         _ => {
             notes.mixed();
