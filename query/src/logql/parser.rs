@@ -740,7 +740,7 @@ impl Parser {
         }
     }
 
-    // --- label filters: `or` binds looser than `and`, `,` and juxtaposition ---
+    // --- label filters ---
 
     fn label_filter(&mut self) -> Parsed<LabelFilter> {
         let mut left = self.label_and()?;
@@ -750,17 +750,21 @@ impl Parser {
         Ok(left)
     }
 
+    /// `and` binds tighter than `or`. A comma or mere juxtaposition takes all that follows as its right side, `or` included,
+    /// because Loki's grammar gives them no precedence: `a , b or c` is `a and (b or c)`.
     fn label_and(&mut self) -> Parsed<LabelFilter> {
         let mut left = self.label_unit()?;
         loop {
-            let explicit = self.accept_word("and") || self.accept(",");
-            let juxtaposed = !self.is_word("or")
-                && !self.is_word("and")
-                && (self.is_op("(") || matches!(self.peek(), Token::Ident(_)));
-            if !explicit && !juxtaposed {
+            if self.accept_word("and") {
+                left = LabelFilter::And(Box::new(left), Box::new(self.label_unit()?));
+                continue;
+            }
+            let juxtaposed = !self.is_word("or") && (self.is_op("(") || matches!(self.peek(), Token::Ident(_)));
+            if !self.accept(",") && !juxtaposed {
                 return Ok(left);
             }
-            left = LabelFilter::And(Box::new(left), Box::new(self.label_unit()?));
+            let right = self.deeper(Self::label_filter)?;
+            return Ok(LabelFilter::And(Box::new(left), Box::new(right)));
         }
     }
 

@@ -176,7 +176,14 @@ impl Differ {
         let pairs: Vec<(String, Vec<&Value>, Vec<&Value>)> = if self.unordered {
             let (mut wk, mut gk) = (by_key(w, name), by_key(g, name));
             if let Some(k) = wk.keys().find(|k| !gk.contains_key(*k)) {
-                return Some(format!("{name} missing: {} (got {}, want {})", short_text(k), gk.len(), wk.len()));
+                let other = gk.keys().find(|k| !wk.contains_key(*k)).map_or("", String::as_str);
+                return Some(format!(
+                    "{name} missing: {} (got {}, want {}), unexpected: {}",
+                    short_text(k),
+                    gk.len(),
+                    wk.len(),
+                    short_text(other)
+                ));
             }
             if let Some(k) = gk.keys().find(|k| !wk.contains_key(*k)) {
                 return Some(format!("{name} unexpected: {} (got {}, want {})", short_text(k), gk.len(), wk.len()));

@@ -78,9 +78,6 @@ impl LabelTest {
                 }
             }
             LabelTest::Compare { name, op, value } => {
-                if has_error {
-                    return true;
-                }
                 let Some(text) = get(name) else { return false };
                 match compare(text, *op, *value) {
                     Ok(keep) => keep,
@@ -107,7 +104,10 @@ fn compare(text: &str, op: CompareOp, value: Literal) -> Result<bool, String> {
             None if parse_number(text).is_some_and(f64::is_finite) => {
                 Err(format!("time: missing unit in duration {text:?}"))
             }
-            None => Err(format!("time: invalid duration {text:?}")),
+            None => Err(match unknown_unit(text) {
+                Some(unit) => format!("time: unknown unit {unit:?} in duration {text:?}"),
+                None => format!("time: invalid duration {text:?}"),
+            }),
         },
         Literal::Bytes(want) => match lexer::parse_bytes(text) {
             Some(v) => Ok(op.holds(v, want)),
@@ -120,6 +120,24 @@ fn compare(text: &str, op: CompareOp, value: Literal) -> Result<bool, String> {
             )),
         },
     }
+}
+
+/// The first unit behind a number that Go does not know.
+fn unknown_unit(text: &str) -> Option<&str> {
+    let digit = |c: char| c.is_ascii_digit() || c == '.';
+    let mut rest = text.trim_start_matches(['-', '+']);
+    while rest.starts_with(digit) {
+        let unit = rest.trim_start_matches(digit);
+        let n = unit.find(digit).unwrap_or(unit.len());
+        if n == 0 {
+            return None;
+        }
+        if !["ns", "us", "µs", "μs", "ms", "s", "m", "h"].contains(&&unit[..n]) {
+            return Some(&unit[..n]);
+        }
+        rest = &unit[n..];
+    }
+    None
 }
 
 /// Go's `strconv.ParseFloat` as far as it differs: no surrounding space; `Inf`, `infinity`, `nan` in any case.
