@@ -90,7 +90,7 @@ pub fn columns(need: &Need, streams: &[Arc<Labels>]) -> Vec<&'static str> {
     let open: Vec<&str> = names
         .iter()
         .map(String::as_str)
-        .filter(|n| !(!streams.is_empty() && streams.iter().all(|s| s.get(n).is_some())))
+        .filter(|n| streams.is_empty() || !streams.iter().all(|s| s.get(n).is_some()))
         .collect();
     if open.is_empty() {
         return out;

@@ -67,7 +67,7 @@ pub async fn log_query(ctx: &Context, query: &LogQuery, request: LogRequest) -> 
         .selector(Selector::Ids(streams.iter().map(|s| s.id).collect()))
         .columns(&columns)
         .order(order, scan_limit);
-    scan.filter = PipelineFilter::new(&pipeline, &labels, true);
+    scan.filter = PipelineFilter::of(&pipeline, &labels, true);
     let mut stream = ctx.store.scan(scan).await?;
     ctx.watch(stream.stats());
     let mut out: Vec<LogEntry> = Vec::new();
@@ -77,8 +77,8 @@ pub async fn log_query(ctx: &Context, query: &LogQuery, request: LogRequest) -> 
         ctx.check()?;
         let (times, bodies) = (plan::times(&batch)?, plan::bodies(&batch)?);
         let mut entries = Entries::new(&batch, &need, &label_columns)?;
-        for i in 0..batch.num_rows() {
-            let mut row = Row { ts: times[i], line: Cow::Borrowed(bodies.value(i)), labels: entries.labels(i) };
+        for (i, ts) in times.iter().enumerate() {
+            let mut row = Row { ts: *ts, line: Cow::Borrowed(bodies.value(i)), labels: entries.labels(i) };
             if !pipeline.run(&mut row) || !spacing.keep(row.ts) {
                 continue;
             }

@@ -271,7 +271,7 @@ pub struct PipelineFilter {
 
 impl PipelineFilter {
     /// `None` if every row comes. `whole`: the row stages decide too.
-    pub fn new(pipeline: &Arc<Pipeline>, streams: &[Arc<Labels>], whole: bool) -> Option<Arc<dyn RowFilter>> {
+    pub fn of(pipeline: &Arc<Pipeline>, streams: &[Arc<Labels>], whole: bool) -> Option<Arc<dyn RowFilter>> {
         let drops = pipeline.rest.iter().any(|s| matches!(s, RowStage::Line(_) | RowStage::Labels(_)));
         let whole = whole && drops;
         if pipeline.lines.is_empty() && pipeline.labels.is_empty() && !whole {

@@ -240,7 +240,7 @@ async fn counts(
     let mut scan = ScanRequest::new(ctx.tenant.clone(), Table::Logs, range)
         .selector(Selector::Ids(streams.iter().map(|s| s.id).collect()))
         .columns(&columns);
-    scan.filter = PipelineFilter::new(&pipeline, &labels, false);
+    scan.filter = PipelineFilter::of(&pipeline, &labels, false);
     let mut stream = ctx.store.scan(scan).await?;
     ctx.watch(stream.stats());
     let mut counts = Counts {

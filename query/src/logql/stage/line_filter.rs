@@ -11,7 +11,7 @@ use crate::logql::{
 };
 
 enum Test {
-    Contains(Finder<'static>),
+    Contains(Box<Finder<'static>>),
     Regex(Regex),
     Pattern(Pattern),
     Ip(IpMatcher),
@@ -40,7 +40,7 @@ impl LineTest {
             Ok(match (operand, filter.op) {
                 (LineOperand::Ip(p), _) => Test::Ip(IpMatcher::parse(p)?),
                 (LineOperand::Text(t), LineOp::Contains | LineOp::NotContains) => {
-                    Test::Contains(Finder::new(t.as_bytes()).into_owned())
+                    Test::Contains(Box::new(Finder::new(t.as_bytes()).into_owned()))
                 }
                 (LineOperand::Text(t), LineOp::Matches | LineOp::NotMatches) => regex_test(t)?,
                 (LineOperand::Text(t), LineOp::Pattern | LineOp::NotPattern) => {
@@ -113,7 +113,7 @@ impl LineTest {
 fn regex_test(text: &str) -> Result<Test, String> {
     let compiled = crate::logql::regex::compile(text)?;
     if !text.is_empty() && !text.contains(|c: char| r"\.+*?()|[]{}^$".contains(c)) {
-        return Ok(Test::Contains(Finder::new(text.as_bytes()).into_owned()));
+        return Ok(Test::Contains(Box::new(Finder::new(text.as_bytes()).into_owned())));
     }
     Ok(Test::Regex(compiled))
 }

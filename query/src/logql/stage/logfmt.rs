@@ -13,7 +13,6 @@ impl<'a> Pairs<'a> {
     }
 
     /// The next pair, `None` at the end.
-    #[expect(clippy::should_implement_trait, reason = "an iterator would hide that errors do not end it")]
     pub fn next(&mut self) -> Option<Result<(&'a str, Cow<'a, str>), &'static str>> {
         let text = self.rest.trim_start_matches(|c: char| c <= ' ');
         self.rest = text;
