@@ -1,5 +1,47 @@
-//! `sightline`: metrics, logs and traces in one binary.
+//! `sightline`: metrics, logs and traces in one binary. This page is the map; read it first.
 //!
+//! # What happens to a log line
+//! A source ([`collector`]) reads it: a container's log file, an OTLP request, a Loki push. Lines travel in Arrow batches
+//! of one schema per signal ([`storage::model`]), together with how far their source has got. The pipeline
+//! ([`pipeline`]) takes batches through transforms to sinks over queues bounded in bytes; acks flow back the same way.
+//! The store's sink calls [`storage::Store::append`], which
+//! 1. derives what the store sorts and finds by: `stream_id`, the hash of the stream's labels, and `template_id`, the
+//!    hash of the line with its numbers and ids taken out;
+//! 2. writes one record to the write-ahead log ([`storage::wal`]), with the source's position beside the rows, and waits
+//!    for the `fdatasync` it shares with everyone who writes at that moment;
+//! 3. puts the batch into the *head*, where queries see it, and returns. Only now is the sender answered, only now does a
+//!    file's offset count.
+//!
+//! When the head is large, old or idle, a *flush* sorts it by (stream, template, time) into one Parquet *part*
+//! ([`storage::part`]) for each hour of event time, and commits them to the table's Delta log ([`storage::catalog`])
+//! together with the log sequence number they reach. Head and parts change places in one step. Then the log's segments
+//! go. *Compaction* ([`storage::compact`]) merges the parts of an hour, streaming, into one.
+//!
+//! # What happens to a query
+//! A handler in [`query`] checks its parameters, the language's parser makes a tree, the engine asks the store. There is
+//! one door, [`storage::Store::scan`]: table, selector, time range, columns, row filter, order and limit in; Arrow batches
+//! out, from head and parts under one snapshot. Catalog, row-group and page statistics prune; the exact test comes after
+//! and is the same for head and parts ([`storage::scan`]). Filters run where the rows are, on every core.
+//!
+//! # What must stay true
+//! Acked is kept. Visible when acked. Indexes are hints. Everything is bounded. The files are open. Damage is set
+//! aside and never stops a start. Everything read is stored, in flight, dropped for a counted reason, or refused. Query
+//! reaches data only through the scan; the store knows no protocol and no language; the pipeline names no source.
+//!
+//! # Where things are
+//! | folder | crate | holds | may use |
+//! |---|---|---|---|
+//! | `storage/` | [`storage`] | model, WAL, head, parts, Delta catalog, compaction, scan | nothing of ours |
+//! | `pipeline/` | [`pipeline`] | graph, queues, acks, transforms, sinks, wire codecs | storage |
+//! | `collector/src/` | [`collector`] | everything that listens, tails or looks | pipeline, storage |
+//! | `query/` | [`query`] | PromQL, LogQL, read APIs | storage |
+//! | `dashboards/` | [`dashboards`] | pages and Grafana files | nothing of ours |
+//! | `collector/bin/` | this binary | configuration, start, stop, tests of the real process | all |
+//!
+//! Bytes on disk: `storage/docs/format.md`. Bounds: `storage::limits`, `query::limits`. Proof: `storage/tests` (the store
+//! against a vector), `collector/bin/e2e` (the process, killed and restarted), `query/tests` (recorded conformance).
+//!
+//! # This binary
 //! Parses the command line, runs, and turns what happened into an exit code: 0 stopped cleanly or checked without fault,
 //! 1 anything else, 2 a wrong command line. The parts are put together in [`app`].
 

@@ -47,8 +47,7 @@ async fn ready(State(own): State<Arc<Own>>) -> Response {
     if own.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ready\n").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n")
-            .into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n").into_response()
     }
 }
 
@@ -123,40 +122,21 @@ fn process_lines(started: Instant) -> Vec<MetricLine> {
 
 async fn status(State(own): State<Arc<Own>>) -> Response {
     let metrics = own.store.metrics();
-    let mut rows = String::new();
-    let mut row = |name: &str, value: &str| {
-        let _ = write!(rows, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
-    };
-    for (name, value) in &own.facts {
-        row(name, value);
-    }
-    row("Up for", &humantime(own.started.elapsed().as_secs()));
+    let mut rows = own.facts.clone();
+    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
+    row("Up for", humantime(own.started.elapsed().as_secs()));
     for line in metrics.lines().iter().filter(|l| l.name == "storage_rows_appended_total" && l.value > 0.0) {
-        row(&format!("Rows taken: {}", line.labels[0].1), &grouped(line.value as u64));
+        row(&format!("Rows taken: {}", line.labels[0].1), grouped(line.value as u64));
     }
     let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
-    row("Rows in memory", &grouped(get(&metrics.head_rows)));
-    row(
-        "Parts",
-        &format!(
-            "{}, {} rows, {}",
-            grouped(get(&metrics.parts)),
-            grouped(get(&metrics.part_rows)),
-            size(get(&metrics.part_bytes))
-        ),
-    );
-    row("Write-ahead log", &size(get(&metrics.wal_bytes)));
+    row("Rows in memory", grouped(get(&metrics.head_rows)));
+    let (parts, part_rows) = (grouped(get(&metrics.parts)), grouped(get(&metrics.part_rows)));
+    row("Parts", format!("{parts}, {part_rows} rows, {}", size(get(&metrics.part_bytes))));
+    row("Write-ahead log", size(get(&metrics.wal_bytes)));
     let tenants: Vec<String> = own.store.tenants().iter().map(ToString::to_string).collect();
-    row("Tenants", &if tenants.is_empty() { "none yet".to_owned() } else { tenants.join(", ") });
-    let page = PAGE
-        .replace("{version}", env!("CARGO_PKG_VERSION"))
-        .replace("{rows}", &rows)
-        .replace("{url}", &escape(&own.url));
+    row("Tenants", if tenants.is_empty() { "none yet".to_owned() } else { tenants.join(", ") });
+    let page = dashboards::status_page(env!("CARGO_PKG_VERSION"), &own.url, &rows);
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 fn grouped(n: u64) -> String {
@@ -192,28 +172,6 @@ fn humantime(seconds: u64) -> String {
         (d, h, _) => format!("{d} d {h} h"),
     }
 }
-
-const PAGE: &str = r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sightline</title><style>
-:root{color-scheme:light dark;--fg:#1c2430;--dim:#5b6675;--bg:#fbfbfa;--line:#e2e4e8;--accent:#0b6b5d}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e9ee;--dim:#98a2b1;--bg:#14181e;--line:#2a313b;--accent:#5cc9b5}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:46rem;margin:3rem auto;padding:0 1.25rem}
-h1{font-size:1.6rem;margin:0}h1 small{font-weight:400;color:var(--dim);font-size:1rem}h2{font-size:1.05rem;margin:2rem 0 .5rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.4rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:400;color:var(--dim);width:14rem}code,pre{font:14px/1.5 ui-monospace,monospace}pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--line);border-radius:6px}
-a{color:var(--accent)}
-</style></head><body>
-<h1>Sightline <small>{version}</small></h1>
-<h2>This server</h2><table>{rows}</table>
-<h2>Ask it</h2>
-<pre>curl -G {url}/loki/api/v1/query_range --data-urlencode 'query={container=~".+"}'
-curl -G {url}/api/v1/query --data-urlencode 'query=rate(container_cpu_usage_seconds_total[1m])'
-curl {url}/api/traces/&lt;trace id&gt;</pre>
-<p>In Grafana, add this address as a Prometheus, a Loki and a Tempo data source.
-Also here: <a href="/metrics">metrics</a>, <a href="/ready">ready</a>, <a href="/healthz">health</a>.</p>
-</body></html>
-"#;
 
 #[cfg(test)]
 mod tests {
