@@ -11,7 +11,7 @@ use axum::Router;
 use collector::{
     PushConfig, containers, host_metrics,
     listen::{self, ListenLimits},
-    otlp, push_router,
+    push_and_grpc_routers,
 };
 use pipeline::{PipelineBuilder, Running, Signals};
 use storage::{OpenError, Store};
@@ -97,7 +97,7 @@ pub async fn start(config: Config) -> Result<App, StartError> {
             ("OTLP".into(), format!("gRPC {grpc_addr}, HTTP {otlp_http_addr}")),
         ],
     });
-    let writes = push_router(push.clone(), out.clone());
+    let (writes, grpc_writes) = push_and_grpc_routers(push, out);
     let reads = query::router(query::QueryConfig::default(), store.clone());
     let all = Router::new().merge(own_routes::routes(own.clone())).merge(reads).merge(writes.clone());
 
@@ -110,9 +110,8 @@ pub async fn start(config: Config) -> Result<App, StartError> {
         "HTTP"
     });
     let (l, stop) = (limits.clone(), stop_listening.clone());
-    let (config_grpc, out_grpc) = (push.clone(), out);
     listeners.spawn(async move {
-        otlp::grpc::serve(grpc, out_grpc, config_grpc, l, stop).await;
+        listen::serve(grpc, grpc_writes, l, stop).await;
         "OTLP gRPC"
     });
     let (l, stop) = (limits, stop_listening.clone());

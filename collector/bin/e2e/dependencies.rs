@@ -4,16 +4,39 @@ use std::{collections::BTreeMap, process::Command};
 
 /// Crates of which two versions would double build time or types.
 const ONE_VERSION: [&str; 14] = [
-    "arrow", "axum", "datafusion", "deltalake-core", "http", "hyper", "object_store", "opentelemetry-proto", "parquet",
-    "prost", "rustls", "tantivy", "tokio", "tonic",
+    "arrow",
+    "axum",
+    "datafusion",
+    "deltalake-core",
+    "http",
+    "hyper",
+    "object_store",
+    "opentelemetry-proto",
+    "parquet",
+    "prost",
+    "rustls",
+    "tantivy",
+    "tokio",
+    "tonic",
 ];
 
 const FORBIDDEN: [&str; 4] = ["native-tls", "openssl", "openssl-sys", "aws-lc-sys"];
 
 /// A licence expression is fine when one of its alternatives is made of these.
 const LICENCES: [&str; 13] = [
-    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC",
-    "MIT", "MIT-0", "Unicode-3.0", "Unlicense", "Zlib",
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
 ];
 
 fn lock() -> Vec<BTreeMap<String, String>> {
