@@ -15,13 +15,14 @@ use crate::{
     limits,
     model::{Table, schema},
     object::Objects,
-    part::{PartReader, PartScan, RangeRead},
+    part::{PartReader, PartScan, RangeRead, is_loss},
     scan::{
         request::{ScanRequest, ScanStats},
         select::RowSelector,
         stream::{RowSource, may_hold, narrow},
     },
     store::Inner,
+    wal,
 };
 
 /// Readers of parts with their footers and indexes, the least recently used forgotten first.
@@ -43,10 +44,7 @@ impl PartCache {
         }
         let source: Arc<dyn RangeRead> =
             Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size });
-        let reader = Arc::new(
-            PartReader::open(source)
-                .map_err(|e| ScanError::Corrupt { part: file.to_owned(), reason: e.to_string() })?,
-        );
+        let reader = Arc::new(PartReader::open(source).map_err(|e| e.into_scan(file))?);
         let mut held = self.held.lock();
         let now = held.0;
         if held.1.len() >= limits::OPEN_PARTS_MAX {
@@ -107,10 +105,8 @@ impl RowSource for PartSource {
     ) -> Result<(), ScanError> {
         let reader = self.cache.open(&self.objects, &self.file, self.entry.size)?;
         let scan = PartScan { columns, range: request.range, selector };
-        let corrupt =
-            |e: &dyn std::fmt::Display| ScanError::Corrupt { part: self.file.clone(), reason: e.to_string() };
-        for batch in reader.scan(&scan, stats).map_err(|e| corrupt(&e))? {
-            if !visit(batch.map_err(|e| corrupt(&e))?)? {
+        for batch in reader.scan(&scan, stats).map_err(|e| e.into_scan(&self.file))? {
+            if !visit(batch.map_err(|e| e.into_scan(&self.file))?)? {
                 break;
             }
         }
@@ -130,13 +126,16 @@ impl HeadBatch {
         match &self.rows {
             HeadRows::Memory(rows) => Ok(rows.clone()),
             HeadRows::Wal(at) => {
-                let rows = at.read().map_err(|e| ScanError::Corrupt {
-                    part: format!("wal record {}", self.first_seq),
-                    reason: e.to_string(),
+                let part = || format!("wal record {}", self.first_seq);
+                let rows = at.read().map_err(|e| match &e {
+                    wal::ReadError::Io { source, .. } if !is_loss(source) => {
+                        ScanError::Internal(format!("{}: {e}: {source}; try again", part()))
+                    }
+                    _ => ScanError::Corrupt { part: part(), reason: e.to_string() },
                 })?;
                 if rows.schema_ref().fields() != schema::stored(table).fields() {
                     return Err(ScanError::Corrupt {
-                        part: format!("wal record {}", self.first_seq),
+                        part: part(),
                         reason: "its columns are those of another release".into(),
                     });
                 }
