@@ -28,16 +28,23 @@ use crate::{
 /// Readers of parts with their footers and indexes, the least recently used forgotten first.
 #[derive(Clone, Default)]
 pub(crate) struct PartCache {
-    held: Arc<Mutex<(u64, HashMap<String, (u64, Arc<PartReader>)>)>>,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// Counts look-ups: the age of an entry.
+    clock: u64,
+    readers: HashMap<String, (u64, Arc<PartReader>)>,
 }
 
 impl PartCache {
     pub fn open(&self, objects: &Arc<dyn Objects>, file: &str, size: u64) -> Result<Arc<PartReader>, ScanError> {
         {
             let mut held = self.held.lock();
-            held.0 += 1;
-            let now = held.0;
-            if let Some((used, reader)) = held.1.get_mut(file) {
+            held.clock += 1;
+            let now = held.clock;
+            if let Some((used, reader)) = held.readers.get_mut(file) {
                 *used = now;
                 return Ok(reader.clone());
             }
@@ -46,20 +53,20 @@ impl PartCache {
             Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size });
         let reader = Arc::new(PartReader::open(source).map_err(|e| e.into_scan(file))?);
         let mut held = self.held.lock();
-        let now = held.0;
-        if held.1.len() >= limits::OPEN_PARTS_MAX {
-            let mut ages: Vec<u64> = held.1.values().map(|(used, _)| *used).collect();
+        let now = held.clock;
+        if held.readers.len() >= limits::OPEN_PARTS_MAX {
+            let mut ages: Vec<u64> = held.readers.values().map(|(used, _)| *used).collect();
             let eighth = ages.len() / 8;
             let (_, cut, _) = ages.select_nth_unstable(eighth);
             let cut = *cut;
-            held.1.retain(|_, (used, _)| *used > cut);
+            held.readers.retain(|_, (used, _)| *used > cut);
         }
-        held.1.insert(file.to_owned(), (now, reader.clone()));
+        held.readers.insert(file.to_owned(), (now, reader.clone()));
         Ok(reader)
     }
 
     pub fn forget(&self, file: &str) {
-        self.held.lock().1.remove(file);
+        self.held.lock().readers.remove(file);
     }
 }
 
