@@ -7,22 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::array::RecordBatch;
-
 use super::{
     merge::{MergeOptions, merge},
     plan::{self, Job},
     retention,
 };
 use crate::{
-    ScanError, ScanRequest, ScanStats,
+    ScanError,
     catalog::{Commit, NewPart, Operation, PartEntry},
     head::flush::{FlushLimits, due},
     limits,
-    model::{TimeRange, Timestamp, schema, time::NANOS_PER_DAY},
-    part::{PartError, WriteOptions},
-    part_cache::PartSource,
-    scan::{select::RowSelector, stream::RowSource},
+    model::{Timestamp, time::NANOS_PER_DAY},
+    part::WriteOptions,
     store::{Inner, TableState},
 };
 
@@ -180,42 +176,30 @@ impl Inner {
 
     /// Flushes every table until its head holds nothing that was there at the call.
     pub(crate) fn flush_all(&self) -> Result<(), ScanError> {
-        let mut result = Ok(());
         for state in self.tables_now() {
             let target = state.data.read().head.batches.last().map(|b| b.last_seq);
             while let Some(target) = target
                 && state.data.read().head.batches.first().is_some_and(|b| b.first_seq <= target)
             {
-                // One table's trouble is no reason to leave the others.
-                if let Err(e) = self.flush_table(&state) {
-                    self.flush_failed(&state, &e);
-                    result = result.and(Err(e));
-                    break;
-                }
+                self.flush_table(&state)?;
             }
         }
         self.release_wal();
-        result
+        Ok(())
     }
 
     /// Every merge that is due when all hours count as closed and quiet; then retired files go.
     pub(crate) fn compact_all(&self) -> Result<(), ScanError> {
-        let mut result = Ok(());
         for state in self.tables_now() {
-            result = result.and(self.compact_table(&state, &self.compact_limits, true));
+            self.compact_table(&state, &self.compact_limits, true)?;
         }
         self.run_purge();
-        result
+        Ok(())
     }
 
     /// Runs the plan of a table until there is nothing left to do. `eager`: as if every hour were closed and quiet.
     fn compact_table(&self, state: &TableState, limits: &plan::Limits, eager: bool) -> Result<(), ScanError> {
-        let _one = state.merge.lock();
         loop {
-            if state.reload.load(Ordering::SeqCst) {
-                self.reload_table(state)
-                    .map_err(|e| ScanError::Internal(format!("cannot load the table again: {e}")))?;
-            }
             let parts = state.data.read().parts.clone();
             let now = self.env.clock.now();
             let jobs = plan::plan(
@@ -240,36 +224,17 @@ impl Inner {
         let mut readers = Vec::with_capacity(job.inputs.len());
         for entry in &job.inputs {
             let file = state.catalog.read().file_of(&entry.path);
-            match self.parts.open(&self.objects, &file, entry.size) {
-                Ok(reader) => readers.push(reader.as_ref().clone()),
-                Err(ScanError::Corrupt { reason, .. }) => return self.set_aside(state, entry, &reason),
-                Err(e) => return Err(e),
-            }
+            readers.push(self.parts.open(&self.objects, &file, entry.size)?.as_ref().clone());
         }
         let rows_in: u64 = job.inputs.iter().map(|p| p.rows).sum();
         let mut removed = 0;
-        let mut damage = None;
         let add = self.write_part(state, job.level, Some(job.order), job.bucket, |out| {
             let options = MergeOptions::new(WriteOptions::new(job.level, self.env.clock.now()));
-            let merged = merge(&readers, state.table, &options, out).inspect_err(|e| {
-                if let PartError::Corrupt(reason) = e {
-                    damage = Some(reason.clone());
-                }
-            })?;
+            let merged = merge(&readers, state.table, &options, out).map_err(|e| e.to_string())?;
             removed = merged.rows_deleted + merged.rows_replaced;
             Ok(merged.part)
-        });
-        let add = match (add, damage) {
-            (Ok(add), _) => add,
-            (Err(e), None) => return Err(e),
-            (Err(e), Some(_)) => {
-                // Which one it is shows when each is read alone.
-                let Some((entry, reason)) = self.damaged_input(state, job)? else { return Err(e) };
-                return self.set_aside(state, &entry, &reason);
-            }
-        };
+        })?;
         if add.rows + removed != rows_in {
-            self.discard(&state.catalog.read().file_of(&add.path));
             return Err(ScanError::Internal(format!(
                 "merge of {rows_in} rows gave {} and removed {removed}; nothing was changed",
                 add.rows
@@ -286,55 +251,6 @@ impl Inner {
         Ok(())
     }
 
-    /// The first input that cannot be read whole.
-    fn damaged_input(&self, state: &TableState, job: &Job) -> Result<Option<(Arc<PartEntry>, String)>, ScanError> {
-        let columns: Vec<usize> = (0..schema::stored(state.table).fields().len()).collect();
-        let request = ScanRequest::new(state.tenant.clone(), state.table, TimeRange::ALL);
-        for entry in &job.inputs {
-            let source = PartSource {
-                objects: self.objects.clone(),
-                cache: self.parts.clone(),
-                file: state.catalog.read().file_of(&entry.path),
-                entry: entry.clone(),
-            };
-            let mut rows = 0;
-            let read = source.read(
-                &request,
-                &columns,
-                &RowSelector::All,
-                &ScanStats::default(),
-                &mut |batch: RecordBatch| {
-                    rows += batch.num_rows() as u64;
-                    Ok(true)
-                },
-            );
-            match read {
-                Err(ScanError::Corrupt { reason, .. }) => return Ok(Some((entry.clone(), reason))),
-                Err(e) => return Err(e),
-                Ok(()) if rows != entry.rows => {
-                    let reason = format!("it holds {rows} rows, the log says {}", entry.rows);
-                    return Ok(Some((entry.clone(), reason)));
-                }
-                Ok(()) => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// Takes a damaged part out of its table, so that the others can be merged.
-    fn set_aside(&self, state: &TableState, entry: &Arc<PartEntry>, reason: &str) -> Result<(), ScanError> {
-        let _commit = state.commit.lock();
-        let catalog = state.catalog.read().clone();
-        let file = catalog.file_of(&entry.path);
-        self.report_corrupt(&file, reason);
-        if let Err(e) = catalog.quarantine(entry, reason, self.env.clock.now()) {
-            return Err(self.commit_failed(state, "quarantine", &[], &e));
-        }
-        state.data.write().parts = catalog.live();
-        self.parts.forget(&file);
-        Ok(())
-    }
-
     /// One commit that adds and removes parts, and the same in the live list.
     fn replace_parts(
         &self,
@@ -343,11 +259,8 @@ impl Inner {
         removes: &[Arc<PartEntry>],
         operation: Operation,
     ) -> Result<(), ScanError> {
-        let now = self.env.clock.now();
-        let catalog;
+        let (catalog, now) = (state.catalog.read().clone(), self.env.clock.now());
         {
-            let _commit = state.commit.lock();
-            catalog = state.catalog.read().clone();
             let files: Vec<String> = adds.iter().map(|a| catalog.file_of(&a.path)).collect();
             let commit = Commit { adds, removes: removes.to_vec(), txn: None, operation };
             if let Err(e) = catalog.commit(commit, now) {
@@ -370,7 +283,6 @@ impl Inner {
         let Some(horizon) = retention::horizon(&self.config.retention, &state.tenant, state.table, now) else {
             return Ok(());
         };
-        let _one = state.merge.lock();
         let parts = state.data.read().parts.clone();
         let expired = retention::expired(&parts, horizon).parts;
         if expired.is_empty() {
@@ -379,17 +291,6 @@ impl Inner {
         self.replace_parts(state, Vec::new(), &expired, Operation::Expire)?;
         self.metrics.retention_parts.fetch_add(expired.len() as u64, Ordering::Relaxed);
         state.index.write().drop_before(horizon.day());
-        Ok(())
-    }
-
-    pub(crate) fn checkpoint_all(&self) -> Result<(), ScanError> {
-        for state in self.tables_now() {
-            let catalog = state.catalog.read().clone();
-            catalog
-                .checkpoint(self.env.clock.now())
-                .map_err(|e| ScanError::Internal(format!("cannot make a checkpoint: {e}")))?;
-            self.metrics.checkpoints.fetch_add(1, Ordering::Relaxed);
-        }
         Ok(())
     }
 
@@ -456,12 +357,6 @@ impl Inner {
             if worker.join().is_err() {
                 tracing::error!("a background thread of the store panicked");
             }
-        }
-        // Who was creating a table has ended after this, and nobody begins.
-        drop(self.tables.write());
-        // The bulk while the WAL can still begin a new segment and so let go of the old ones.
-        if flush && let Err(e) = self.flush_all() {
-            tracing::warn!(error = %e, "flush at close failed, trying once more");
         }
         // Whatever was on its way into the WAL is in a head after this.
         let synced = crate::store::wait(self.wal.close())

@@ -303,8 +303,7 @@ impl SimVfs {
         let fresh = SimVfs::new(seed);
         {
             let mut disk = fresh.disk.lock();
-            // By number, not by name: names of parts are random, and a seed must give the same disk again.
-            for inode in names.values().collect::<BTreeSet<_>>() {
+            for inode in names.values() {
                 if let Some(found) = old.inodes.get(inode) {
                     let bytes = found.after_power_cut(&mut rng);
                     disk.inodes.insert(

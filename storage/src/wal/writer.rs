@@ -244,12 +244,7 @@ impl Writer {
         self.previous = (a.segment.number, a.len);
         self.shared.counters.active.store(0, Ordering::Relaxed);
         self.shared.counters.active_bytes.store(0, Ordering::Relaxed);
-        self.shared.sealed.lock().push(Sealed {
-            segment: a.segment,
-            last_seq: a.last_seq,
-            len: a.len,
-            carries: true,
-        });
+        self.shared.sealed.lock().push(Sealed { segment: a.segment, last_seq: a.last_seq, len: a.len });
     }
 
     /// A new segment, ready for records: header and name durable, then the carried state durable.
