@@ -54,6 +54,8 @@ pub struct StoreConfig {
     pub retention: Retention,
     /// Whether background flush, compaction and retention run. Off only in tests that drive them by hand.
     pub background: bool,
+    /// Bytes of one file of the write-ahead log; it is deleted whole.
+    pub wal_segment_bytes: u64,
     /// Refuse writes above this share of the disk in use (0..1).
     pub disk_used_max: f64,
 }
@@ -69,6 +71,7 @@ impl StoreConfig {
             flush_age: Duration::from_secs(300),
             retention: Retention::default(),
             background: true,
+            wal_segment_bytes: crate::wal::SEGMENT_BYTES,
             disk_used_max: 0.95,
         }
     }

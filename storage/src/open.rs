@@ -1,7 +1,7 @@
 //! Opening: lock the directory, load the tables, replay the WAL in bounded memory, start the background threads.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -31,7 +31,11 @@ const TABLES: &str = "data";
 
 pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
     let dir = if env.lock_dir { Some(DataDir::open(&config.dir)?) } else { None };
-    let objects: Arc<dyn Objects> = Arc::new(LocalStore::on(env.vfs.clone(), &config.dir));
+    let local = LocalStore::on(env.vfs.clone(), &config.dir);
+    if let Err(e) = local.clean_temporary() {
+        tracing::warn!(dir = %config.dir.display(), error = %e, "cannot remove what unfinished writes left");
+    }
+    let objects: Arc<dyn Objects> = Arc::new(local);
     let mut tables = BTreeMap::new();
     for (tenant, table) in existing_tables(&objects)? {
         let state = open_table(&objects, &env, &tenant, table)
@@ -42,7 +46,8 @@ pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, 
     let mut replay =
         Replay { objects: &objects, env: &env, node: &config.node, tables, sources: &sources, error: None };
     let carry = sources.clone();
-    let options = WalOptions::new(config.durability, config.dir.join("quarantine"));
+    let mut options = WalOptions::new(config.durability, config.dir.join("quarantine"));
+    options.segment_bytes = config.wal_segment_bytes;
     let wal_dir = config.dir.join("wal");
     let recovered =
         wal::replay(env.vfs.clone(), &wal_dir, options, &mut |record| replay.record(record)).map_err(wal_error)?;
@@ -120,7 +125,7 @@ fn report_recovery(report: &RecoveryReport) {
 /// Tables the data directory holds, by their folders; other names are left alone.
 fn existing_tables(objects: &Arc<dyn Objects>) -> Result<Vec<(TenantId, Table)>, OpenError> {
     let read = |source| OpenError::Read { path: TABLES.into(), source };
-    let mut found = HashSet::new();
+    let mut found = BTreeSet::new();
     for object in objects.list(TABLES).map_err(read)? {
         let mut pieces = object.path.split('/').skip(1);
         if let (Some(tenant), Some(table)) = (pieces.next(), pieces.next())
@@ -139,7 +144,7 @@ pub(crate) fn open_table(
     tenant: &TenantId,
     table: Table,
 ) -> Result<TableState, CatalogError> {
-    let catalog = load_catalog(objects, env, tenant, table)?;
+    let catalog = load_catalog(objects, env, tenant, table, true)?;
     Ok(TableState {
         tenant: tenant.clone(),
         table,
@@ -148,6 +153,8 @@ pub(crate) fn open_table(
         reload: AtomicBool::new(false),
         index: RwLock::new(LabelIndex::default()),
         flush: Mutex::new(()),
+        merge: Mutex::new(()),
+        commit: Mutex::new(()),
         replay_indexed: AtomicBool::new(true),
         compact_not_before: Mutex::new(std::time::Duration::ZERO),
     })
@@ -158,9 +165,10 @@ fn load_catalog(
     env: &Environment,
     tenant: &TenantId,
     table: Table,
+    clear_orphans: bool,
 ) -> Result<TableCatalog, CatalogError> {
     let prefix = format!("{TABLES}/{tenant}/{}", table.name());
-    let options = TableOptions::new(table, prefix, disk_schema(table));
+    let options = TableOptions { clear_orphans, ..TableOptions::new(table, prefix, disk_schema(table)) };
     let (catalog, report) = TableCatalog::open(objects.clone(), options, env.clock.now())?;
     for damage in report.log.iter().chain(&report.parts) {
         tracing::error!(%tenant, table = table.name(), path = damage.path, reason = damage.reason,
@@ -225,22 +233,44 @@ impl Replay<'_> {
 }
 
 impl Inner {
-    /// Loads a table's log again after a commit whose outcome was not known, and lets go of head rows that turn out to
-    /// be in parts.
-    pub(crate) fn reload_table(&self, state: &TableState) -> Result<(), CatalogError> {
-        let _one = state.flush.lock();
-        let catalog = Arc::new(load_catalog(&self.objects, &self.env, &state.tenant, state.table)?);
+    /// Loads a table's log again if the outcome of a commit was not known, and lets go of head rows that turn out to be
+    /// in parts. `_flush`: the table's `flush` lock is held, so that the head's batches end where the commit's did.
+    pub(crate) fn reload_if_needed(
+        &self,
+        state: &TableState,
+        _flush: &parking_lot::MutexGuard<'_, ()>,
+    ) -> Result<(), ScanError> {
+        if !state.reload.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let _commit = state.commit.lock();
+        // Files that no entry names stay: a merge may be writing them, or a scan still be reading them.
+        let catalog = load_catalog(&self.objects, &self.env, &state.tenant, state.table, false)
+            .map_err(|e| ScanError::Internal(format!("cannot load the table again: {e}")))?;
         let flushed = catalog.txn_version(&self.txn_app(state.table)).and_then(|v| u64::try_from(v).ok());
         let mut data = state.data.write();
+        // Scans hold the entries they had: the same ones must count as live, or their files would go too early.
+        catalog.keep_entries(&data.parts);
         data.parts = catalog.live();
         if let Some(seq) = flushed {
             let before = data.head.bytes;
             data.head.retire(seq);
             self.head_bytes.fetch_sub(before - data.head.bytes, Ordering::Relaxed);
         }
-        *state.catalog.write() = catalog;
+        *state.catalog.write() = Arc::new(catalog);
         state.reload.store(false, Ordering::SeqCst);
+        drop(data);
+        self.head_freed.notify_waiters();
         Ok(())
+    }
+
+    /// As [`Inner::reload_if_needed`] for those who do not hold the lock.
+    pub(crate) fn reload_table(&self, state: &TableState) -> Result<(), ScanError> {
+        if !state.reload.load(Ordering::SeqCst) {
+            return Ok(()); // without waiting for a flush
+        }
+        let flush = state.flush.lock();
+        self.reload_if_needed(state, &flush)
     }
 
     /// Brings the index of a table up to what the parts of the range's days, and batches still in the WAL, hold.
@@ -290,10 +320,9 @@ impl Inner {
         file: &str,
         entry: &Arc<crate::catalog::PartEntry>,
     ) -> Result<(), ScanError> {
-        let corrupt = |e: &dyn std::fmt::Display| ScanError::Corrupt { part: file.to_owned(), reason: e.to_string() };
         let reader = self.parts.open(&self.objects, file, entry.size)?;
         if state.table == Table::Logs {
-            let streams = reader.streams().map_err(|e| corrupt(&e))?;
+            let streams = reader.streams().map_err(|e| e.into_scan(file))?;
             let mut index = state.index.write();
             for s in streams.iter() {
                 let Ok(labels) = crate::model::Labels::from_json(&s.labels) else { continue };

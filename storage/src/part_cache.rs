@@ -15,53 +15,58 @@ use crate::{
     limits,
     model::{Table, schema},
     object::Objects,
-    part::{PartReader, PartScan, RangeRead},
+    part::{PartReader, PartScan, RangeRead, is_loss},
     scan::{
         request::{ScanRequest, ScanStats},
         select::RowSelector,
         stream::{RowSource, may_hold, narrow},
     },
     store::Inner,
+    wal,
 };
 
 /// Readers of parts with their footers and indexes, the least recently used forgotten first.
 #[derive(Clone, Default)]
 pub(crate) struct PartCache {
-    held: Arc<Mutex<(u64, HashMap<String, (u64, Arc<PartReader>)>)>>,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// Counts look-ups: the age of an entry.
+    clock: u64,
+    readers: HashMap<String, (u64, Arc<PartReader>)>,
 }
 
 impl PartCache {
     pub fn open(&self, objects: &Arc<dyn Objects>, file: &str, size: u64) -> Result<Arc<PartReader>, ScanError> {
         {
             let mut held = self.held.lock();
-            held.0 += 1;
-            let now = held.0;
-            if let Some((used, reader)) = held.1.get_mut(file) {
+            held.clock += 1;
+            let now = held.clock;
+            if let Some((used, reader)) = held.readers.get_mut(file) {
                 *used = now;
                 return Ok(reader.clone());
             }
         }
         let source: Arc<dyn RangeRead> =
             Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size });
-        let reader = Arc::new(
-            PartReader::open(source)
-                .map_err(|e| ScanError::Corrupt { part: file.to_owned(), reason: e.to_string() })?,
-        );
+        let reader = Arc::new(PartReader::open(source).map_err(|e| e.into_scan(file))?);
         let mut held = self.held.lock();
-        let now = held.0;
-        if held.1.len() >= limits::OPEN_PARTS_MAX {
-            let mut ages: Vec<u64> = held.1.values().map(|(used, _)| *used).collect();
+        let now = held.clock;
+        if held.readers.len() >= limits::OPEN_PARTS_MAX {
+            let mut ages: Vec<u64> = held.readers.values().map(|(used, _)| *used).collect();
             let eighth = ages.len() / 8;
             let (_, cut, _) = ages.select_nth_unstable(eighth);
             let cut = *cut;
-            held.1.retain(|_, (used, _)| *used > cut);
+            held.readers.retain(|_, (used, _)| *used > cut);
         }
-        held.1.insert(file.to_owned(), (now, reader.clone()));
+        held.readers.insert(file.to_owned(), (now, reader.clone()));
         Ok(reader)
     }
 
     pub fn forget(&self, file: &str) {
-        self.held.lock().1.remove(file);
+        self.held.lock().readers.remove(file);
     }
 }
 
@@ -107,10 +112,8 @@ impl RowSource for PartSource {
     ) -> Result<(), ScanError> {
         let reader = self.cache.open(&self.objects, &self.file, self.entry.size)?;
         let scan = PartScan { columns, range: request.range, selector };
-        let corrupt =
-            |e: &dyn std::fmt::Display| ScanError::Corrupt { part: self.file.clone(), reason: e.to_string() };
-        for batch in reader.scan(&scan, stats).map_err(|e| corrupt(&e))? {
-            if !visit(batch.map_err(|e| corrupt(&e))?)? {
+        for batch in reader.scan(&scan, stats).map_err(|e| e.into_scan(&self.file))? {
+            if !visit(batch.map_err(|e| e.into_scan(&self.file))?)? {
                 break;
             }
         }
@@ -130,13 +133,16 @@ impl HeadBatch {
         match &self.rows {
             HeadRows::Memory(rows) => Ok(rows.clone()),
             HeadRows::Wal(at) => {
-                let rows = at.read().map_err(|e| ScanError::Corrupt {
-                    part: format!("wal record {}", self.first_seq),
-                    reason: e.to_string(),
+                let part = || format!("wal record {}", self.first_seq);
+                let rows = at.read().map_err(|e| match &e {
+                    wal::ReadError::Io { source, .. } if !is_loss(source) => {
+                        ScanError::Internal(format!("{}: {e}: {source}; try again", part()))
+                    }
+                    _ => ScanError::Corrupt { part: part(), reason: e.to_string() },
                 })?;
                 if rows.schema_ref().fields() != schema::stored(table).fields() {
                     return Err(ScanError::Corrupt {
-                        part: format!("wal record {}", self.first_seq),
+                        part: part(),
                         reason: "its columns are those of another release".into(),
                     });
                 }

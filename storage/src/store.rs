@@ -31,7 +31,7 @@ use crate::{
         select::{self, RowSelector},
         stream::{RowSource, ScanJob},
     },
-    sources::{Admission, SourceMemory},
+    sources::{Admission, InFlight, SourceMemory},
     vfs::{Clock, Vfs},
     wal::{self, Wal},
 };
@@ -177,8 +177,13 @@ pub(crate) struct TableState {
     pub catalog: RwLock<Arc<TableCatalog>>,
     pub reload: AtomicBool,
     pub index: RwLock<LabelIndex>,
-    /// Held by whoever turns head rows into parts, or merges them.
+    /// Held by whoever takes batches out of the head or puts others in their place: flush, merge of small batches, reload.
     pub flush: Mutex<()>,
+    /// Held by whoever merges or removes parts. Taken before `flush`.
+    pub merge: Mutex<()>,
+    /// Held from a commit to the moment when `data` shows it, so that nobody shows half of another's commit.
+    /// Taken after `flush`.
+    pub commit: Mutex<()>,
     /// Streams of batches that a replay left in the WAL are in the index.
     pub replay_indexed: AtomicBool,
     /// A part that could not be read, and until when (monotonic) the table is left alone by the compactor.
@@ -232,7 +237,7 @@ impl Store {
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         let inner = &self.inner;
         inner.check_open()?;
-        let _admitted = match append.batch_id {
+        let admitted = match append.batch_id {
             None => None,
             Some(id) => match inner.sources.admit(&append.tenant, id) {
                 Admission::Duplicate => {
@@ -252,11 +257,11 @@ impl Store {
         let rows = append.rows.iter().map(|(_, b)| b.num_rows()).sum();
         let entry = if input_bytes > limits::INLINE_ENCODE_BYTES {
             let inner = inner.clone();
-            tokio::task::spawn_blocking(move || inner.prepare(append, reserved))
+            tokio::task::spawn_blocking(move || inner.prepare(append, reserved, admitted))
                 .await
                 .map_err(|e| AppendError::Invalid(format!("cannot encode the batch: {e}")))??
         } else {
-            inner.prepare(append, reserved)?
+            inner.prepare(append, reserved, admitted)?
         };
         let Some(entry) = entry else { return Ok(Appended { rows, duplicate: false }) };
         inner.wal.append(entry).await.map_err(|e| inner.append_failed(e))?;
@@ -356,6 +361,22 @@ impl Store {
             .map_err(|e| ScanError::Internal(e.to_string()))?
     }
 
+    /// Removes parts past their retention now; in the background that happens once a minute.
+    pub async fn expire(&self) -> Result<(), ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.expire_all())
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Writes a checkpoint of every table's log, due or not.
+    pub async fn checkpoint(&self) -> Result<(), ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.checkpoint_all())
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
     /// Refuses new writes, flushes the head so that the files are complete, ends background work.
     pub async fn close(&self) -> Result<(), ScanError> {
         let inner = self.inner.clone();
@@ -402,6 +423,7 @@ impl Reserved {
 
     fn give_back(&mut self) {
         self.inner.head_bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        self.inner.head_freed.notify_waiters();
     }
 }
 
@@ -454,10 +476,10 @@ impl Inner {
         let deadline = tokio::time::Instant::now() + limits::APPEND_WAIT_MAX;
         loop {
             let freed = self.head_freed.notified();
-            let held = self.head_bytes.load(Ordering::Relaxed);
-            // A batch larger than the whole budget passes alone rather than never.
-            if held == 0 || held + bytes <= max {
-                self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
+            // A batch larger than the whole budget passes alone rather than never. Check and claim are one step, because
+            // all who wait are woken together.
+            let claim = |held: usize| (held == 0 || held + bytes <= max).then_some(held + bytes);
+            if self.head_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).is_ok() {
                 return Ok(Reserved { inner: self.clone(), bytes });
             }
             self.wake.wake();
@@ -482,6 +504,10 @@ impl Inner {
         if let Some(state) = tables.get(&(tenant.clone(), table)) {
             return Ok(state.clone());
         }
+        // Nothing is created once the directory may belong to someone else: see `Inner::close`.
+        if self.closed.load(Ordering::Acquire) {
+            return Err(AppendError::Closed);
+        }
         if tables.len() >= limits::TABLES_MAX {
             return Err(AppendError::Invalid(format!("more than {} tables; use fewer tenants", limits::TABLES_MAX)));
         }
@@ -493,7 +519,12 @@ impl Inner {
     }
 
     /// Derives columns, encodes the WAL record and prepares what happens once it is durable. `None`: nothing to write.
-    fn prepare(self: &Arc<Self>, append: Append, reserved: Reserved) -> Result<Option<wal::Entry>, AppendError> {
+    fn prepare(
+        self: &Arc<Self>,
+        append: Append,
+        reserved: Reserved,
+        admitted: Option<InFlight>,
+    ) -> Result<Option<wal::Entry>, AppendError> {
         let mut stored = Vec::with_capacity(append.rows.len());
         let mut lives = HashMap::new();
         for (table, batch) in &append.rows {
@@ -536,6 +567,8 @@ impl Inner {
         let publish = Box::new(move |committed: &wal::Committed| {
             inner.publish(committed.seq, stored, &targets, lives, reserved);
             inner.sources.record(&tenant, &sources, batch_id);
+            // Held until here and not by the caller, who may have gone while the record was on its way.
+            drop(admitted);
             inner.published_seq.fetch_max(committed.seq, Ordering::Release);
         });
         Ok(Some(wal::Entry { tenant: append.tenant, sections, publish }))
@@ -551,22 +584,35 @@ impl Inner {
         reserved: Reserved,
     ) {
         let arrived = self.env.clock.monotonic();
-        for (rows, state) in stored.into_iter().zip(targets) {
-            self.metrics.rows_in(rows.table, rows.batch.num_rows());
-            crate::head::points::index_rows(&mut state.index.write(), &rows);
-            let bytes = rows.batch.get_array_memory_size();
-            self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut stored: Vec<Option<StoredRows>> = stored.into_iter().map(Some).collect();
+        for (i, state) in targets.iter().enumerate() {
+            // All batches of a table at once: a flush in between would take half of the record for the whole.
+            let same: Vec<StoredRows> = (i..targets.len())
+                .filter(|k| Arc::ptr_eq(&targets[*k], state))
+                .filter_map(|k| stored[k].take())
+                .collect();
+            let mut fresh = Vec::with_capacity(same.len());
+            for rows in same {
+                self.metrics.rows_in(rows.table, rows.batch.num_rows());
+                crate::head::points::index_rows(&mut state.index.write(), &rows);
+                let bytes = rows.batch.get_array_memory_size();
+                self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
+                fresh.push(HeadBatch {
+                    first_seq: seq,
+                    last_seq: seq,
+                    row_count: rows.batch.num_rows(),
+                    min_ts: rows.min_ts,
+                    max_ts: rows.max_ts,
+                    bytes,
+                    arrived,
+                    rows: HeadRows::Memory(rows.batch),
+                });
+            }
+            if fresh.is_empty() {
+                continue;
+            }
             let mut data = state.data.write();
-            data.head.push(HeadBatch {
-                first_seq: seq,
-                last_seq: seq,
-                row_count: rows.batch.num_rows(),
-                min_ts: rows.min_ts,
-                max_ts: rows.max_ts,
-                bytes,
-                arrived,
-                rows: HeadRows::Memory(rows.batch),
-            });
+            fresh.into_iter().for_each(|batch| data.head.push(batch));
             if data.head.bytes >= self.config.flush_bytes {
                 self.wake.wake();
             }

@@ -9,7 +9,7 @@ use super::{
     actions::{Action, CommitInfo, parse_entry, write_entry},
     checkpoint,
     state::State,
-    table::{CatalogError, TableOptions},
+    table::{CatalogError, SETTLE_TRIES, TableOptions},
 };
 use crate::{
     model::Timestamp,
@@ -100,6 +100,7 @@ impl Loader<'_> {
         if listing.entries.is_empty() && listing.checkpoints.is_empty() {
             return Ok(None);
         }
+        self.settle(&listing)?;
         let mut state = self.base(&mut listing)?;
         while let Some((&version, path)) = listing.entries.range(state.version + 1..).next() {
             let path = path.clone();
@@ -132,6 +133,23 @@ impl Loader<'_> {
             self.report.entries_replayed += 1;
         }
         Ok(Some(state))
+    }
+
+    /// An entry may be seen and yet not survive a power cut, if its writer failed or died at the last step. What is built on
+    /// it (rows leave the WAL) must not outlive it.
+    fn settle(&self, listing: &Listing) -> Result<(), CatalogError> {
+        if !self.options.exclusive {
+            return Ok(());
+        }
+        let Some(path) = listing.entries.values().chain(listing.checkpoints.values()).next() else { return Ok(()) };
+        let mut result = Ok(());
+        for _ in 0..SETTLE_TRIES {
+            result = self.objects.settle(path);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result.map_err(|source| CatalogError::Write { path: log_folder(&self.options.prefix), source })
     }
 
     /// The state of the newest readable checkpoint, or of nothing.
@@ -224,7 +242,7 @@ impl Loader<'_> {
             self.report.parts.push(Damage { path, reason, moved_to: None });
             bad.push(entry.path.clone());
         }
-        if !self.options.exclusive {
+        if !self.options.exclusive || !self.options.clear_orphans {
             return Ok(bad);
         }
         for f in &files {

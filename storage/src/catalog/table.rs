@@ -45,7 +45,7 @@ const COMMIT_RACES_MAX: usize = 256;
 const SHARED_LOG_KEEP_NS: i64 = 7 * NANOS_PER_DAY;
 
 /// Tries to make an entry's folder durable before the outcome of a commit counts as unknown.
-const SETTLE_TRIES: usize = 3;
+pub(super) const SETTLE_TRIES: usize = 3;
 
 /// Unit of partition of event time that all rows of a part lie in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -287,11 +287,21 @@ pub struct TableOptions {
     pub quarantine: String,
     /// The caller holds the data directory: nobody else writes. Only then is damage repaired and are orphans deleted.
     pub exclusive: bool,
+    /// Delete part files that no entry names. Only for the first opening of a table in a process: later such files may
+    /// be about to be committed, or still be read.
+    pub clear_orphans: bool,
 }
 
 impl TableOptions {
     pub fn new(table: Table, prefix: impl Into<String>, schema: SchemaRef) -> Self {
-        TableOptions { table, prefix: prefix.into(), schema, quarantine: "quarantine".into(), exclusive: true }
+        TableOptions {
+            table,
+            prefix: prefix.into(),
+            schema,
+            quarantine: "quarantine".into(),
+            exclusive: true,
+            clear_orphans: true,
+        }
     }
 }
 
@@ -385,6 +395,21 @@ impl TableCatalog {
     /// The live parts, older rows first; parts known to be damaged are not among them. Cheap.
     pub fn live(&self) -> Arc<Vec<Arc<PartEntry>>> {
         self.live.load_full()
+    }
+
+    /// Takes the entries of an earlier opening for those of the same parts, so that who holds them keeps their files.
+    pub(crate) fn keep_entries(&self, known: &[Arc<PartEntry>]) {
+        let inner = &mut *self.inner.lock();
+        let mut live: Vec<Arc<PartEntry>> = self.live.load().iter().cloned().collect();
+        for old in known {
+            if let Some(held) = inner.state.adds.get_mut(&old.path) {
+                *held = old.clone();
+            }
+            if let Some(shown) = live.iter_mut().find(|p| p.path == old.path) {
+                *shown = old.clone();
+            }
+        }
+        self.live.store(Arc::new(live));
     }
 
     /// Parts the log names that were missing or of another size when the table was opened. Retention lets them go, too.

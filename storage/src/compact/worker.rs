@@ -7,18 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arrow::array::RecordBatch;
+
 use super::{
     merge::{MergeOptions, merge},
     plan::{self, Job},
     retention,
 };
 use crate::{
-    ScanError,
+    ScanError, ScanRequest, ScanStats,
     catalog::{Commit, NewPart, Operation, PartEntry},
     head::flush::{FlushLimits, due},
     limits,
-    model::{Timestamp, time::NANOS_PER_DAY},
-    part::WriteOptions,
+    model::{TimeRange, Timestamp, schema, time::NANOS_PER_DAY},
+    part::{PartError, WriteOptions},
+    part_cache::PartSource,
+    scan::{select::RowSelector, stream::RowSource},
     store::{Inner, TableState},
 };
 
@@ -29,6 +33,8 @@ const DISK_TICK: Duration = Duration::from_secs(1);
 const RETENTION_TICK: Duration = Duration::from_secs(60);
 /// How long a table is left alone after a merge of its parts failed.
 const COMPACT_RETRY: Duration = Duration::from_secs(60);
+/// Merges of one table before the others, retention and checkpoints get their turn.
+const MERGES_PER_TURN: usize = 4;
 /// How far an eager compaction looks ahead, so that every hour and day counts as closed and quiet.
 const EAGER_AHEAD: i64 = 3 * NANOS_PER_DAY;
 
@@ -68,6 +74,7 @@ fn run_compactor(inner: &Inner) {
         if retain {
             retention_seen = Some(now);
         }
+        let mut more = false;
         for state in inner.tables_now() {
             if inner.stop.load(Ordering::SeqCst) {
                 return;
@@ -75,22 +82,25 @@ fn run_compactor(inner: &Inner) {
             if retain && let Err(e) = inner.apply_retention(&state) {
                 tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "retention failed");
             }
-            if state.reload.load(Ordering::SeqCst)
-                && let Err(e) = inner.reload_table(&state)
-            {
+            if let Err(e) = inner.reload_table(&state) {
                 tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "cannot load the table again");
             }
-            if *state.compact_not_before.lock() <= now
-                && let Err(e) = inner.compact_table(&state, &inner.compact_limits, false)
-            {
-                *state.compact_not_before.lock() = now + COMPACT_RETRY;
-                inner.metrics.compaction_failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "compaction failed");
+            if *state.compact_not_before.lock() <= now {
+                match inner.compact_table(&state, &inner.compact_limits, false) {
+                    Ok(left) => more |= left,
+                    Err(e) => {
+                        *state.compact_not_before.lock() = now + COMPACT_RETRY;
+                        inner.metrics.compaction_failures.fetch_add(1, Ordering::Relaxed);
+                        tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "compaction failed");
+                    }
+                }
             }
             inner.checkpoint_if_due(&state);
         }
         inner.run_purge();
-        inner.wake.wait(COMPACT_TICK);
+        if !more {
+            inner.wake.wait(COMPACT_TICK);
+        }
     }
 }
 
@@ -176,47 +186,61 @@ impl Inner {
 
     /// Flushes every table until its head holds nothing that was there at the call.
     pub(crate) fn flush_all(&self) -> Result<(), ScanError> {
+        let mut result = Ok(());
         for state in self.tables_now() {
             let target = state.data.read().head.batches.last().map(|b| b.last_seq);
             while let Some(target) = target
                 && state.data.read().head.batches.first().is_some_and(|b| b.first_seq <= target)
             {
-                self.flush_table(&state)?;
+                // One table's trouble is no reason to leave the others.
+                if let Err(e) = self.flush_table(&state) {
+                    self.flush_failed(&state, &e);
+                    result = result.and(Err(e));
+                    break;
+                }
             }
         }
         self.release_wal();
-        Ok(())
+        result
     }
 
     /// Every merge that is due when all hours count as closed and quiet; then retired files go.
     pub(crate) fn compact_all(&self) -> Result<(), ScanError> {
+        let mut result = Ok(());
         for state in self.tables_now() {
-            self.compact_table(&state, &self.compact_limits, true)?;
+            result = result.and(self.compact_table(&state, &self.compact_limits, true).map(|_| ()));
         }
         self.run_purge();
-        Ok(())
+        result
     }
 
-    /// Runs the plan of a table until there is nothing left to do. `eager`: as if every hour were closed and quiet.
-    fn compact_table(&self, state: &TableState, limits: &plan::Limits, eager: bool) -> Result<(), ScanError> {
-        loop {
-            let parts = state.data.read().parts.clone();
+    /// Runs what the plan of a table asks for now: `eager`, as if every hour were closed and quiet, all of it, for the parts
+    /// there are at the call (those flushed meanwhile wait, so that it ends); else a few merges. `true`: there may be more.
+    fn compact_table(&self, state: &TableState, limits: &plan::Limits, eager: bool) -> Result<bool, ScanError> {
+        let newest = state.data.read().parts.iter().map(|p| p.order).max().filter(|_| eager).unwrap_or(i64::MAX);
+        let mut merges = 0;
+        while eager || merges < MERGES_PER_TURN {
+            let one = state.merge.lock();
+            self.reload_table(state)?;
             let now = self.env.clock.now();
-            let jobs = plan::plan(
-                &parts,
-                if eager { Timestamp(now.nanos().saturating_add(EAGER_AHEAD)) } else { now },
-                limits,
-            );
-            let Some(job) = jobs.into_iter().next() else { return Ok(()) };
+            let job = {
+                // A merged part has the greatest order of its inputs, so it stays among them.
+                let parts: Vec<_> = state.data.read().parts.iter().filter(|p| p.order <= newest).cloned().collect();
+                let now = if eager { Timestamp(now.nanos().saturating_add(EAGER_AHEAD)) } else { now };
+                plan::plan(&parts, now, limits).into_iter().next()
+            };
+            let Some(job) = job else { return Ok(false) };
             if self.stop.load(Ordering::SeqCst) && !eager {
-                return Ok(());
+                return Ok(false);
             }
             self.run_job(state, &job)?;
-            if !eager {
-                // Flushes and other tables get their turn between two merges.
-                self.run_purge();
-            }
+            drop(job);
+            // Whoever waits (retention, another compaction) gets its turn.
+            parking_lot::MutexGuard::unlock_fair(one);
+            self.run_purge();
+            merges += 1;
         }
+        Ok(true)
     }
 
     fn run_job(&self, state: &TableState, job: &Job) -> Result<(), ScanError> {
@@ -224,17 +248,36 @@ impl Inner {
         let mut readers = Vec::with_capacity(job.inputs.len());
         for entry in &job.inputs {
             let file = state.catalog.read().file_of(&entry.path);
-            readers.push(self.parts.open(&self.objects, &file, entry.size)?.as_ref().clone());
+            match self.parts.open(&self.objects, &file, entry.size) {
+                Ok(reader) => readers.push(reader.as_ref().clone()),
+                Err(ScanError::Corrupt { reason, .. }) => return self.set_aside(state, entry, &reason),
+                Err(e) => return Err(e),
+            }
         }
         let rows_in: u64 = job.inputs.iter().map(|p| p.rows).sum();
         let mut removed = 0;
+        let mut damage = None;
         let add = self.write_part(state, job.level, Some(job.order), job.bucket, |out| {
             let options = MergeOptions::new(WriteOptions::new(job.level, self.env.clock.now()));
-            let merged = merge(&readers, state.table, &options, out).map_err(|e| e.to_string())?;
+            let merged = merge(&readers, state.table, &options, out).inspect_err(|e| {
+                if let PartError::Corrupt(reason) = e {
+                    damage = Some(reason.clone());
+                }
+            })?;
             removed = merged.rows_deleted + merged.rows_replaced;
             Ok(merged.part)
-        })?;
+        });
+        let add = match (add, damage) {
+            (Ok(add), _) => add,
+            (Err(e), None) => return Err(e),
+            (Err(e), Some(_)) => {
+                // Which one it is shows when each is read alone.
+                let Some((entry, reason)) = self.damaged_input(state, job)? else { return Err(e) };
+                return self.set_aside(state, &entry, &reason);
+            }
+        };
         if add.rows + removed != rows_in {
+            self.discard(&state.catalog.read().file_of(&add.path));
             return Err(ScanError::Internal(format!(
                 "merge of {rows_in} rows gave {} and removed {removed}; nothing was changed",
                 add.rows
@@ -251,6 +294,55 @@ impl Inner {
         Ok(())
     }
 
+    /// The first input that cannot be read whole.
+    fn damaged_input(&self, state: &TableState, job: &Job) -> Result<Option<(Arc<PartEntry>, String)>, ScanError> {
+        let columns: Vec<usize> = (0..schema::stored(state.table).fields().len()).collect();
+        let request = ScanRequest::new(state.tenant.clone(), state.table, TimeRange::ALL);
+        for entry in &job.inputs {
+            let source = PartSource {
+                objects: self.objects.clone(),
+                cache: self.parts.clone(),
+                file: state.catalog.read().file_of(&entry.path),
+                entry: entry.clone(),
+            };
+            let mut rows = 0;
+            let read = source.read(
+                &request,
+                &columns,
+                &RowSelector::All,
+                &ScanStats::default(),
+                &mut |batch: RecordBatch| {
+                    rows += batch.num_rows() as u64;
+                    Ok(true)
+                },
+            );
+            match read {
+                Err(ScanError::Corrupt { reason, .. }) => return Ok(Some((entry.clone(), reason))),
+                Err(e) => return Err(e),
+                Ok(()) if rows != entry.rows => {
+                    let reason = format!("it holds {rows} rows, the log says {}", entry.rows);
+                    return Ok(Some((entry.clone(), reason)));
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a damaged part out of its table, so that the others can be merged.
+    fn set_aside(&self, state: &TableState, entry: &Arc<PartEntry>, reason: &str) -> Result<(), ScanError> {
+        let _commit = state.commit.lock();
+        let catalog = state.catalog.read().clone();
+        let file = catalog.file_of(&entry.path);
+        self.report_corrupt(&file, reason);
+        if let Err(e) = catalog.quarantine(entry, reason, self.env.clock.now()) {
+            return Err(self.commit_failed(state, "quarantine", &[], &e));
+        }
+        state.data.write().parts = catalog.live();
+        self.parts.forget(&file);
+        Ok(())
+    }
+
     /// One commit that adds and removes parts, and the same in the live list.
     fn replace_parts(
         &self,
@@ -259,8 +351,11 @@ impl Inner {
         removes: &[Arc<PartEntry>],
         operation: Operation,
     ) -> Result<(), ScanError> {
-        let (catalog, now) = (state.catalog.read().clone(), self.env.clock.now());
+        let now = self.env.clock.now();
+        let catalog;
         {
+            let _commit = state.commit.lock();
+            catalog = state.catalog.read().clone();
             let files: Vec<String> = adds.iter().map(|a| catalog.file_of(&a.path)).collect();
             let commit = Commit { adds, removes: removes.to_vec(), txn: None, operation };
             if let Err(e) = catalog.commit(commit, now) {
@@ -277,12 +372,22 @@ impl Inner {
         Ok(())
     }
 
+    pub(crate) fn expire_all(&self) -> Result<(), ScanError> {
+        for state in self.tables_now() {
+            self.apply_retention(&state)?;
+        }
+        self.run_purge();
+        Ok(())
+    }
+
     /// Removes parts that are wholly past the retention of their table.
     fn apply_retention(&self, state: &TableState) -> Result<(), ScanError> {
         let now = self.env.clock.now();
         let Some(horizon) = retention::horizon(&self.config.retention, &state.tenant, state.table, now) else {
             return Ok(());
         };
+        let _one = state.merge.lock();
+        self.reload_table(state)?;
         let parts = state.data.read().parts.clone();
         let expired = retention::expired(&parts, horizon).parts;
         if expired.is_empty() {
@@ -291,6 +396,17 @@ impl Inner {
         self.replace_parts(state, Vec::new(), &expired, Operation::Expire)?;
         self.metrics.retention_parts.fetch_add(expired.len() as u64, Ordering::Relaxed);
         state.index.write().drop_before(horizon.day());
+        Ok(())
+    }
+
+    pub(crate) fn checkpoint_all(&self) -> Result<(), ScanError> {
+        for state in self.tables_now() {
+            let catalog = state.catalog.read().clone();
+            catalog
+                .checkpoint(self.env.clock.now())
+                .map_err(|e| ScanError::Internal(format!("cannot make a checkpoint: {e}")))?;
+            self.metrics.checkpoints.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -357,6 +473,12 @@ impl Inner {
             if worker.join().is_err() {
                 tracing::error!("a background thread of the store panicked");
             }
+        }
+        // Who was creating a table has ended after this, and nobody begins.
+        drop(self.tables.write());
+        // The bulk while the WAL can still begin a new segment and so let go of the old ones.
+        if flush && let Err(e) = self.flush_all() {
+            tracing::warn!(error = %e, "flush at close failed, trying once more");
         }
         // Whatever was on its way into the WAL is in a head after this.
         let synced = crate::store::wait(self.wal.close())

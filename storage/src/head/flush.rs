@@ -80,7 +80,8 @@ impl Inner {
 
     /// Flushes the oldest rows of a table; `false` when its head is empty.
     pub(crate) fn flush_table(&self, state: &TableState) -> Result<bool, ScanError> {
-        let _one = state.flush.lock();
+        let one = state.flush.lock();
+        self.reload_if_needed(state, &one)?;
         let prefix = Self::prefix(state, self.config.flush_bytes + self.config.flush_bytes / 4);
         let Some(last_seq) = prefix.last().map(|b| b.last_seq) else { return Ok(false) };
         let started = Instant::now();
@@ -94,16 +95,24 @@ impl Inner {
             }
         }
         let total: usize = rows.iter().map(|r| r.num_rows()).sum();
-        let mut adds = Vec::new();
+        let mut adds: Vec<NewPart> = Vec::new();
         let now = self.env.clock.now();
         for (bucket, rows) in split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)? {
-            adds.push(self.write_part(state, 0, None, bucket, |out| {
-                part::write_part(state.table, &rows, &WriteOptions::new(0, now), out).map_err(|e| e.to_string())
-            })?);
+            let add = self.write_part(state, 0, None, bucket, |out| {
+                part::write_part(state.table, &rows, &WriteOptions::new(0, now), out)
+            });
+            match add {
+                Ok(add) => adds.push(add),
+                Err(e) => {
+                    adds.iter().for_each(|a| self.discard(&state.catalog.read().file_of(&a.path)));
+                    return Err(e);
+                }
+            }
         }
         drop(rows);
         let written: u64 = adds.iter().map(|a| a.size).sum();
         {
+            let _commit = state.commit.lock();
             let catalog = state.catalog.read().clone();
             let files: Vec<String> = adds.iter().map(|a| catalog.file_of(&a.path)).collect();
             let txn = Some((self.txn_app(state.table), last_seq as i64));
@@ -135,14 +144,17 @@ impl Inner {
         level: u8,
         order: Option<i64>,
         bucket: Bucket,
-        write: impl FnOnce(&mut dyn crate::object::ObjectWriter) -> Result<part::PartMeta, String>,
+        write: impl FnOnce(&mut dyn crate::object::ObjectWriter) -> Result<part::PartMeta, part::PartError>,
     ) -> Result<NewPart, ScanError> {
         let path = part_path(bucket, level);
         let file = state.catalog.read().file_of(&path);
         let fail = |e: &dyn std::fmt::Display| ScanError::Internal(format!("cannot write part {file}: {e}"));
         let mut out = self.objects.create(&file).map_err(|e| fail(&e))?;
         let meta = write(out.as_mut()).map_err(|e| fail(&e))?;
-        let size = out.finish().map_err(|e| fail(&e))?;
+        let size = out.finish().map_err(|e| {
+            self.discard(&file);
+            fail(&e)
+        })?;
         Ok(NewPart {
             path,
             size,
@@ -156,8 +168,18 @@ impl Inner {
         })
     }
 
-    /// What is left to do after a commit failed: files that nothing names go, unless the outcome is unknown; then the
-    /// table is loaded again before anything else is committed to it.
+    /// Removes a part file that no log names; if it cannot be done now, the next start does it.
+    pub(crate) fn discard(&self, file: &str) {
+        match self.objects.delete(file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(file, error = %e, "cannot delete a part that was not committed");
+            }
+            _ => {}
+        }
+    }
+
+    /// What is left to do after a commit failed: files that nothing names go, unless the outcome is unknown. The table is
+    /// loaded again before anything else is committed to it when this process and the log may not agree any more.
     pub(crate) fn commit_failed(
         &self,
         state: &TableState,
@@ -165,14 +187,15 @@ impl Inner {
         files: &[String],
         error: &CatalogError,
     ) -> ScanError {
-        if error.is_uncertain() || matches!(error, CatalogError::AlreadyCommitted { .. }) {
+        let changed = matches!(
+            error,
+            CatalogError::AlreadyCommitted { .. } | CatalogError::Stale { .. } | CatalogError::Corrupt { .. }
+        );
+        if error.is_uncertain() || changed {
             state.reload.store(true, Ordering::SeqCst);
-        } else {
-            for file in files {
-                if let Err(e) = self.objects.delete(file) {
-                    tracing::debug!(file, error = %e, "cannot delete a part that was not committed");
-                }
-            }
+        }
+        if !error.is_uncertain() {
+            files.iter().for_each(|f| self.discard(f));
         }
         ScanError::Internal(format!("cannot commit a {what}: {error}"))
     }
@@ -182,8 +205,13 @@ impl Inner {
         crate::open::txn_app(&self.config.node, table)
     }
 
-    /// Merges runs of small head batches of a table.
+    /// Merges runs of small head batches of a table. Not beside a flush, and not while a commit's outcome is unknown: what
+    /// the commit took must still end at the end of a batch when it is let go of.
     pub(crate) fn coalesce(&self, state: &TableState) {
+        let Some(_one) = state.flush.try_lock() else { return };
+        if state.reload.load(Ordering::SeqCst) {
+            return;
+        }
         loop {
             let run = state.data.read().head.small_run();
             let Some((_, run)) = run else { return };
@@ -210,11 +238,12 @@ impl Inner {
         let below = oldest.unwrap_or(published + 1).min(published + 1);
         let stats = self.wal.stats();
         if oldest.is_none_or(|o| o > published)
-            && stats.segment_bytes >= limits::WAL_ROTATE_BYTES
-            && !self.closed.load(Ordering::Acquire)
-            && let Err(e) = crate::store::wait(self.wal.rotate())
+            && stats.segment_bytes >= limits::WAL_ROTATE_BYTES.min(self.config.wal_segment_bytes)
         {
-            tracing::warn!(error = %e, "cannot start a new WAL segment");
+            match crate::store::wait(self.wal.rotate()) {
+                Ok(_) | Err(crate::wal::WalError::Closed) => {}
+                Err(e) => tracing::warn!(error = %e, "cannot start a new WAL segment"),
+            }
         }
         if let Err(e) = self.wal.release_below(below) {
             tracing::warn!(error = %e, "cannot remove old WAL segments");

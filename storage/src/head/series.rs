@@ -94,13 +94,7 @@ impl LabelIndex {
         }
         // Days share the label sets.
         let labels = self.labels(id).cloned().unwrap_or_else(|| labels.clone());
-        let pairs: Vec<(Arc<str>, Arc<str>)> = labels
-            .iter()
-            .map(|(n, v)| (n, v))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .map(|(n, v)| (self.intern(n), self.intern(v)))
-            .collect();
+        let pairs: Vec<(Arc<str>, Arc<str>)> = labels.iter().map(|(n, v)| (self.intern(n), self.intern(v))).collect();
         let day = self.days.entry(day).or_default();
         for pair in pairs {
             day.postings.entry(pair).or_default().push(id);

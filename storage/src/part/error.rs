@@ -20,12 +20,18 @@ pub enum PartError {
 }
 
 impl PartError {
-    /// The error as a scan of the part named `part` gives it.
+    /// The error as a scan of the part named `part` gives it: a file that is missing or too short is damaged for good;
+    /// what the disk refuses to give now it may give later.
     pub fn into_scan(self, part: &str) -> ScanError {
         match self {
             PartError::Corrupt(reason) => ScanError::Corrupt { part: part.to_owned(), reason },
             PartError::Io { what, source } => {
-                ScanError::Corrupt { part: part.to_owned(), reason: format!("cannot {what}: {source}") }
+                let reason = format!("cannot {what}: {source}");
+                if is_loss(&source) {
+                    ScanError::Corrupt { part: part.to_owned(), reason }
+                } else {
+                    ScanError::Internal(format!("{part}: {reason}; try again"))
+                }
             }
             PartError::Invalid(reason) => ScanError::Invalid(reason),
         }
@@ -34,6 +40,12 @@ impl PartError {
     pub(super) fn corrupt(what: impl std::fmt::Display) -> Self {
         PartError::Corrupt(what.to_string())
     }
+}
+
+/// Whether a read failed because the bytes are not there, rather than because the disk or the system failed.
+pub(crate) fn is_loss(e: &io::Error) -> bool {
+    // `InvalidInput`: a range behind the end of the object.
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
 }
 
 /// For work on bytes that were read: what Parquet cannot read is damage.

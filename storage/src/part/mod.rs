@@ -32,6 +32,7 @@ mod writer;
 
 pub use encode::disk_schema;
 pub use error::PartError;
+pub(crate) use error::is_loss;
 pub use meta::{PartMeta, WriteOptions};
 pub use reader::{PartReader, PartScan};
 pub use rows::PartRows;

@@ -303,7 +303,8 @@ impl SimVfs {
         let fresh = SimVfs::new(seed);
         {
             let mut disk = fresh.disk.lock();
-            for inode in names.values() {
+            // By number, not by name: names of parts are random, and a seed must give the same disk again.
+            for inode in names.values().collect::<BTreeSet<_>>() {
                 if let Some(found) = old.inodes.get(inode) {
                     let bytes = found.after_power_cut(&mut rng);
                     disk.inodes.insert(

@@ -175,6 +175,8 @@ struct Sealed {
     /// No record in it has a higher sequence number.
     last_seq: u64,
     len: u64,
+    /// It begins with all the state before it. Of a segment found at start nobody knows whether its writer got that far.
+    carries: bool,
 }
 
 #[derive(Debug)]
@@ -266,8 +268,8 @@ impl Wal {
         location.read()
     }
 
-    /// Removes the segments all of whose records are below `seq`, but never the newest: it holds the carried state and the
-    /// sequence numbers. Answers how many went. Blocks on the disk. Batches of removed segments stay readable as long as
+    /// Removes the segments all of whose records are below `seq`, but never the newest that this process began: it
+    /// holds the carried state and the sequence numbers. Answers how many went. Blocks on the disk. Batches of removed segments stay readable as long as
     /// their locations are held.
     pub fn release_below(&self, seq: u64) -> Result<u64, WalError> {
         let _one = self.shared.releasing.lock();
@@ -276,7 +278,8 @@ impl Wal {
             self.remove_leftovers()?;
             let first = {
                 let sealed = self.shared.sealed.lock();
-                let spare = sealed.len() > 1 || self.shared.counters.active.load(Ordering::SeqCst) == 1;
+                let active = self.shared.counters.active.load(Ordering::SeqCst) == 1;
+                let spare = active || sealed.iter().skip(1).any(|s| s.carries);
                 sealed.first().filter(|s| spare && s.last_seq < seq).cloned()
             };
             let Some(sealed) = first else { return Ok(released) };

@@ -159,7 +159,7 @@ pub fn replay(
                 out.next_seq = out.next_seq.max(first_seq).max(reader.report.last_seq + 1);
                 out.previous = (number, end);
                 let segment = found.segment.clone();
-                out.sealed.push(Sealed { segment, last_seq: out.next_seq - 1, len: end });
+                out.sealed.push(Sealed { segment, last_seq: out.next_seq - 1, len: end, carries: false });
             }
         }
     }

@@ -121,6 +121,8 @@ impl Writer {
                 add(&self.shared.counters.failed_groups, 1);
                 tracing::warn!(records = group.len(), error = %e, "a group of the log was refused");
                 for m in group {
+                    // First, because it holds what a retry needs: the batch id, memory.
+                    drop(m.publish);
                     drop(m.done.send(Err(e.clone()))); // the caller may be gone
                 }
                 return;
@@ -244,7 +246,12 @@ impl Writer {
         self.previous = (a.segment.number, a.len);
         self.shared.counters.active.store(0, Ordering::Relaxed);
         self.shared.counters.active_bytes.store(0, Ordering::Relaxed);
-        self.shared.sealed.lock().push(Sealed { segment: a.segment, last_seq: a.last_seq, len: a.len });
+        self.shared.sealed.lock().push(Sealed {
+            segment: a.segment,
+            last_seq: a.last_seq,
+            len: a.len,
+            carries: true,
+        });
     }
 
     /// A new segment, ready for records: header and name durable, then the carried state durable.
