@@ -48,6 +48,7 @@ struct File {
     log_level: Option<String>,
     retention: Vec<FileRetention>,
     limits: FileLimits,
+    storage: FileStorage,
     sources: BTreeMap<String, serde_json::Value>,
     transforms: BTreeMap<String, serde_json::Value>,
     sinks: BTreeMap<String, serde_json::Value>,
@@ -65,6 +66,17 @@ struct FileLimits {
     past: Option<Span>,
     /// Share of the disk in use, in percent, above which writes are refused.
     disk_used_percent: Option<u8>,
+}
+
+/// Tuning of the store. The defaults follow from the memory limit; small values make many small files, which suits tests
+/// of flush and compaction and hardly anything else.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileStorage {
+    /// Bytes of one table in memory that trigger a flush; by default a sixth of the memory limit, 4MiB to 128MiB.
+    flush_bytes: Option<Bytes>,
+    /// Age of the oldest row in memory that triggers a flush; by default 5m.
+    flush_age: Option<Span>,
 }
 
 /// How long rows are kept.
@@ -149,6 +161,12 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if let Err(e) = crate::telemetry::filter(&log_level) {
         found.push(at("log_level", e));
     }
+    if file.storage.flush_bytes.is_some_and(|b| b.0 == 0) {
+        found.push(at("storage.flush_bytes", "expected more than 0".into()));
+    }
+    if file.storage.flush_age.is_some_and(|s| s.0.is_zero()) {
+        found.push(at("storage.flush_age", "expected more than 0".into()));
+    }
     if file.limits.disk_used_percent.is_some_and(|p| !(1..=100).contains(&p)) {
         found.push(at("limits.disk_used_percent", "expected 1 to 100".into()));
     }
@@ -171,6 +189,13 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     };
     // A flush holds its rows twice while it sorts them.
     store.flush_bytes = (store.memory_bytes_max / 6).clamp(4 << 20, 128 << 20);
+    if let Some(Bytes(n)) = file.storage.flush_bytes {
+        // What is due for a flush must fit the head.
+        store.flush_bytes = usize::try_from(n).unwrap_or(usize::MAX).min(store.memory_bytes_max / 6);
+    }
+    if let Some(Span(age)) = file.storage.flush_age {
+        store.flush_age = age;
+    }
     store.retention = retention;
     if let Some(percent) = file.limits.disk_used_percent {
         store.disk_used_max = f64::from(percent) / 100.0;
@@ -315,6 +340,20 @@ mod tests {
         assert!(lines[2].starts_with("f.yaml:3:15: memory_limit: invalid size"), "{all}");
         assert!(lines[3].contains("5:23: retention[0].table: unknown table `lgos`"), "{all}");
         assert!(lines[4].contains("did you mean `stdout`?"), "{all}");
+    }
+
+    #[test]
+    fn flushes_are_tuned_within_the_memory_limit() {
+        let document =
+            Document::parse("memory_limit: 96MiB\nstorage: {flush_bytes: 64KiB, flush_age: 300ms}\n").unwrap();
+        let mut problems = Vec::new();
+        let config = build(&document, &ServeArgs::default(), &mut problems).unwrap();
+        assert_eq!((config.store.flush_bytes, config.store.flush_age), (64 << 10, Duration::from_millis(300)));
+        let document = Document::parse("memory_limit: 96MiB\nstorage: {flush_bytes: 1GiB}\n").unwrap();
+        assert_eq!(build(&document, &ServeArgs::default(), &mut problems).unwrap().store.flush_bytes, 16 << 20);
+        assert!(problems.is_empty(), "{problems:?}");
+        let ConfigError(lines) = check("storage: {flush_age: 0s, flush_bites: 3}\n", "f.yaml").unwrap_err();
+        assert!(lines.iter().any(|l| l.contains("did you mean `flush_bytes`?")), "{lines:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The real process under test: started on free ports, killed, started again on the same data.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -14,6 +15,16 @@ use super::client::{Answer, Client};
 /// The program: this build's, or the one `SIGHTLINE_BIN` names.
 pub fn program() -> PathBuf {
     std::env::var_os("SIGHTLINE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sightline").into(), PathBuf::from)
+}
+
+fn command(data: &Path) -> Command {
+    let mut command = Command::new(program());
+    command
+        .args(["--data-dir", &data.to_string_lossy()])
+        .args(["--http", "127.0.0.1:0", "--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
 }
 
 pub struct Server {
@@ -30,14 +41,27 @@ impl Server {
     }
 
     pub fn start_with(data: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Server, String> {
-        let mut command = Command::new(program());
-        command
-            .args(["--data-dir", &data.to_string_lossy()])
-            .args(["--http", "127.0.0.1:0", "--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0"])
-            .args(args)
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+        let mut command = command(data);
+        command.args(args).envs(env.iter().copied());
+        Self::launch(command)
+    }
+
+    /// As [`Server::start`]; standard error goes to `log`.
+    pub fn start_logged(data: &Path, args: &[String], log: File) -> Result<Server, String> {
+        let mut command = command(data);
+        command.args(args).stderr(log);
+        Self::launch(command)
+    }
+
+    /// Starts and kills it, ready or not.
+    pub fn start_and_kill(data: &Path, args: &[String], log: File, after: Duration) {
+        let mut child = command(data).args(args).stderr(log).stdout(Stdio::null()).spawn().expect("the program runs");
+        std::thread::sleep(after);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    fn launch(mut command: Command) -> Result<Server, String> {
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let (sender, lines) = mpsc::channel();
         let out = child.stdout.take().expect("stdout is piped");
