@@ -36,7 +36,8 @@ pub enum OpenError {
     Catalog { table: String, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
-/// Why a batch was not stored. Nothing of it is visible or durable, unless it is [`AppendError::Io`].
+/// Why a batch was not stored. Nothing of it is visible; after [`AppendError::Io`] and [`AppendError::DiskFull`] it may be
+/// found, whole, after a restart, so a retry should bear the same batch id.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     #[error("the store is at its memory limit; retry in {retry_after:?}")]
