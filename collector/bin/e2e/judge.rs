@@ -244,7 +244,14 @@ impl Judge<'_> {
         for (i, r) in requests.iter_mut().enumerate().filter(|(_, r)| scope.has(r)) {
             let counts: Vec<u64> = r.ids().map(|id| self.seen.get(&(i, id)).copied().unwrap_or(0)).collect();
             let here = counts.iter().filter(|c| **c > 0).count() as u64;
-            let what = format!("{:?} {}..{} of writer {}", r.kind, r.first, r.first + r.count, r.writer);
+            let what = format!(
+                "{:?} {}..{} of writer {}, sent again {} times",
+                r.kind,
+                r.first,
+                r.first + r.count,
+                r.writer,
+                r.resent
+            );
             if counts.iter().any(|c| *c > 1) {
                 self.verdict.violation(format!("stored more than once: {what}: {counts:?}"));
             }

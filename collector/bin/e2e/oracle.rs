@@ -85,6 +85,8 @@ pub struct Request {
     /// An old day, or `None` for the present.
     pub day: Option<u64>,
     pub fate: Fate,
+    /// Times it was sent again under its batch id.
+    pub resent: u64,
 }
 
 /// Between the records of a request, ns: points must differ in their milliseconds.
@@ -150,7 +152,7 @@ impl Oracle {
                 (self.day(day).0 + (first % HOURS) as i64 * HOUR + into_hour, Some(day))
             }
         };
-        Request { kind, first, count, writer, base, day, fate: Fate::Maybe }
+        Request { kind, first, count, writer, base, day, fate: Fate::Maybe, resent: 0 }
     }
 
     fn rng(&self, id: u64, salt: u64) -> Rng {

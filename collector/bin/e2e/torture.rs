@@ -244,7 +244,8 @@ impl Run {
                 && rng.one_in(2)
                 && let Some(earlier) = traces.pop()
             {
-                request = Request { kind: Kind::MoreSpans, base: earlier.base + 1_000_000, ..earlier };
+                request =
+                    Request { kind: Kind::MoreSpans, base: earlier.base + 1_000_000, fate: Fate::Maybe, ..earlier };
             }
             if !self.send(&mut client, &mut request) {
                 self.requests.lock().expect("no writer panicked").push(request);
@@ -324,6 +325,7 @@ impl Run {
             (0..6).filter(|_| any > 0).map(|_| self.rng.below(any.max(1)) as usize).collect();
         for (i, request) in requests.iter_mut().enumerate().filter(|(_, r)| r.kind == Kind::Ndjson) {
             if again.contains(&i) || (request.fate == Fate::Maybe && self.rng.one_in(2)) {
+                request.resent += 1;
                 assert!(self.send(&mut client, request), "the server went away by itself\n{}", self.place.log_end());
                 self.totals.resent.fetch_add(1, Ordering::Relaxed);
             }
