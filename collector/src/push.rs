@@ -13,7 +13,7 @@ use pipeline::{
     Batch, Output,
     codec::{
         Decoded, Limits,
-        compress::{self, Encoding},
+        compress::{self, Encoding, InflateError},
     },
 };
 use storage::model::TenantId;
@@ -83,6 +83,8 @@ pub(crate) struct Push {
     out: Output,
     memory: Arc<Semaphore>,
     memory_units: usize,
+    /// Requests that inflate to far more than they were admitted for, at once.
+    swelling: Semaphore,
 }
 
 /// Unit of the memory budget, so that it fits a semaphore.
@@ -93,7 +95,13 @@ const UNKNOWN_LENGTH: usize = 4 << 20;
 
 /// Memory a request takes for each byte of its body: the body and its batches; more where it inflates.
 const COST_PLAIN: usize = 2;
-const COST_COMPRESSED: usize = 8;
+const COST_COMPRESSED: usize = 16;
+
+/// Least memory a compressed request is admitted with.
+const COMPRESSED_BYTES_MIN: usize = 1 << 20;
+
+/// Memory that inflating takes for each byte of its cap, while the output grows.
+const COST_INFLATING: usize = 2;
 
 /// Bodies up to this size are decoded where they are: less than a millisecond.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -109,7 +117,9 @@ pub(crate) struct Received {
 impl Push {
     pub fn new(config: PushConfig, out: Output) -> Arc<Self> {
         let memory_units = (config.in_flight_bytes_max / MEMORY_UNIT).clamp(1, u32::MAX as usize >> 4);
-        Arc::new(Push { config, out, memory: Arc::new(Semaphore::new(memory_units)), memory_units })
+        let swollen = config.limits.inflated_bytes_max.saturating_mul(COST_INFLATING).max(1);
+        let swelling = Semaphore::new((config.in_flight_bytes_max / swollen).max(1));
+        Arc::new(Push { config, out, memory: Arc::new(Semaphore::new(memory_units)), memory_units, swelling })
     }
 
     /// Nanoseconds since the epoch.
@@ -134,15 +144,10 @@ impl Push {
             return Err(too_large());
         }
         let cost = if compressed { COST_COMPRESSED } else { COST_PLAIN };
-        let units = (length.unwrap_or(UNKNOWN_LENGTH).saturating_mul(cost) / MEMORY_UNIT).clamp(1, self.memory_units);
-        let wait = self.memory.clone().acquire_many_owned(units as u32);
-        let memory = match tokio::time::timeout(self.config.admission_wait, wait).await {
-            Ok(Ok(permit)) => permit,
-            _ => {
-                let reason = "too many bytes of requests are in flight";
-                return Err(Failure::unavailable(reason, Duration::from_secs(1)));
-            }
-        };
+        let least = if compressed { COMPRESSED_BYTES_MIN } else { 1 };
+        let bytes = length.unwrap_or(UNKNOWN_LENGTH).saturating_mul(cost).max(least);
+        let mut units = (bytes / MEMORY_UNIT).clamp(1, self.memory_units);
+        let mut memory = self.admit(units).await?;
         let mut body = body;
         let mut one: Option<Bytes> = None;
         let mut many = BytesMut::new();
@@ -156,8 +161,15 @@ impl Push {
                 Ok(Some(Ok(frame))) => frame,
             };
             let Ok(data) = frame.into_data() else { continue };
-            if data.len() + many.len() + one.as_ref().map_or(0, Bytes::len) > limit {
+            let total = data.len() + many.len() + one.as_ref().map_or(0, Bytes::len);
+            if total > limit {
                 return Err(too_large());
+            }
+            // A body of unknown length is more than was thought.
+            while total.saturating_mul(cost) / MEMORY_UNIT > units && units < self.memory_units {
+                let more = units.min(self.memory_units - units);
+                memory.merge(self.admit(more).await?);
+                units += more;
             }
             if many.is_empty() && one.is_none() {
                 one = Some(data);
@@ -174,27 +186,43 @@ impl Push {
         Ok(Received { sent: body.len(), body, _memory: memory })
     }
 
-    /// Inflates and decodes, off the async threads where it takes long.
+    async fn admit(&self, units: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        let wait = self.memory.clone().acquire_many_owned(units as u32);
+        match tokio::time::timeout(self.config.admission_wait, wait).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(overloaded()),
+        }
+    }
+
+    /// Inflates and decodes, off the async threads where it takes long. A body that inflates to more than it was
+    /// admitted for waits for one of a few places, so that many bombs at once cost no more than a few.
     pub async fn decode<T, F>(&self, body: Bytes, encoding: Encoding, decode: F) -> Result<T, Failure>
     where
         T: Send + 'static,
         F: FnOnce(Bytes, &Limits, i64) -> Result<T, Failure> + Send + 'static,
     {
         let now = self.now();
-        let work = {
-            let limits = self.config.limits.clone();
-            let small = body.len() <= INLINE_BYTES_MAX && encoding == Encoding::Identity;
-            let work = move || {
-                let plain = compress::inflate(encoding, body, limits.inflated_bytes_max)?;
-                decode(plain, &limits, now)
-            };
-            if small {
-                return work();
-            }
-            work
+        let limits = self.config.limits.clone();
+        let cap = limits.inflated_bytes_max;
+        if encoding == Encoding::Identity && body.len() <= INLINE_BYTES_MAX {
+            return decode(compress::inflate(encoding, body, cap)?, &limits, now);
+        }
+        let admitted = match encoding {
+            Encoding::Identity => cap,
+            _ => body.len().saturating_mul(COST_COMPRESSED).clamp(COMPRESSED_BYTES_MIN.min(cap), cap),
         };
-        let failed = |_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding failed; this is a bug");
-        tokio::task::spawn_blocking(work).await.map_err(failed)?
+        let (packed, all) = (body.clone(), limits.clone());
+        let first = blocking(move || match compress::inflate(encoding, packed, admitted) {
+            Err(InflateError::TooLarge { .. }) if admitted < cap => Ok(Tried::Larger(decode)),
+            inflated => decode(inflated?, &all, now).map(Tried::Done),
+        });
+        let decode = match first.await? {
+            Tried::Done(decoded) => return Ok(decoded),
+            Tried::Larger(decode) => decode,
+        };
+        let wait = tokio::time::timeout(self.config.admission_wait, self.swelling.acquire());
+        let Ok(Ok(_place)) = wait.await else { return Err(overloaded()) };
+        blocking(move || decode(compress::inflate_doubtful(encoding, body, cap)?, &limits, now)).await
     }
 
     /// Hands all batches over and waits until each is acknowledged.
@@ -219,6 +247,23 @@ impl Push {
         self.metrics().accepted(protocol, decoded.accepted);
         Ok(())
     }
+}
+
+/// What came of inflating within what a request was admitted for.
+enum Tried<T, F> {
+    Done(T),
+    Larger(F),
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let failed = |_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding failed; this is a bug");
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+fn overloaded() -> Failure {
+    Failure::unavailable("too many bytes of requests are in flight", Duration::from_secs(1))
 }
 
 fn nth_batch_id(id: [u8; 16], n: u64) -> [u8; 16] {

@@ -1,8 +1,11 @@
 //! The real process, from outside: started, asked over HTTP, stopped, killed, started again.
 
+mod bad_disk;
+mod bad_input;
 mod client;
 mod containers;
 mod dependencies;
+mod grpc;
 mod judge;
 mod oracle;
 mod otel_sdk;

@@ -60,27 +60,56 @@ const SNAPPY_FRAME_MAGIC: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 
 /// The body's bytes, at most `limit` of them. An uncompressed body is passed on without a copy.
 pub fn inflate(encoding: Encoding, body: Bytes, limit: usize) -> Result<Bytes, InflateError> {
-    let reader: Box<dyn Read> = match encoding {
-        Encoding::Identity if body.len() > limit => return Err(InflateError::TooLarge { limit }),
-        Encoding::Identity => return Ok(body),
-        // A framed stream without frames.
-        Encoding::Snappy if body.is_empty() => return Ok(body),
-        Encoding::SnappyBlock => return snappy_block(&body, limit),
-        Encoding::Snappy if !body.starts_with(SNAPPY_FRAME_MAGIC) => return snappy_block(&body, limit),
-        Encoding::Snappy => Box::new(snap::read::FrameDecoder::new(&body[..])),
-        Encoding::Gzip => Box::new(flate2::read::MultiGzDecoder::new(&body[..])),
-        Encoding::Deflate if is_zlib(&body) => Box::new(flate2::read::ZlibDecoder::new(&body[..])),
-        Encoding::Deflate => Box::new(flate2::read::DeflateDecoder::new(&body[..])),
-        Encoding::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(&body[..])),
+    match encoding {
+        Encoding::Identity if body.len() > limit => Err(InflateError::TooLarge { limit }),
+        Encoding::Identity => Ok(body),
+        _ if is_snappy_block(encoding, &body) => snappy_block(&body, limit),
+        _ => read_capped(reader(encoding, &body, limit)?, name(encoding), body.len(), limit),
+    }
+}
+
+/// As [`inflate`], but what inflates to more than `limit` is found out first, in little memory; twice the work.
+pub fn inflate_doubtful(encoding: Encoding, body: Bytes, limit: usize) -> Result<Bytes, InflateError> {
+    if encoding != Encoding::Identity && !is_snappy_block(encoding, &body) {
+        let mut reader = reader(encoding, &body, limit)?;
+        let mut scratch = vec![0; FIRST_READ];
+        let mut total = 0;
+        loop {
+            match read_some(&mut *reader, &mut scratch) {
+                Ok(0) => break,
+                Ok(n) => total += n,
+                Err(e) => return Err(unreadable(name(encoding), &e, limit)),
+            }
+            if total > limit {
+                return Err(InflateError::TooLarge { limit });
+            }
+        }
+    }
+    inflate(encoding, body, limit)
+}
+
+fn is_snappy_block(encoding: Encoding, body: &[u8]) -> bool {
+    // Nothing is a framed stream without frames.
+    encoding == Encoding::SnappyBlock
+        || encoding == Encoding::Snappy && !body.is_empty() && !body.starts_with(SNAPPY_FRAME_MAGIC)
+}
+
+fn reader(encoding: Encoding, body: &[u8], limit: usize) -> Result<Box<dyn Read + '_>, InflateError> {
+    Ok(match encoding {
+        Encoding::Identity | Encoding::SnappyBlock => Box::new(body),
+        Encoding::Snappy => Box::new(snap::read::FrameDecoder::new(body)),
+        Encoding::Gzip => Box::new(flate2::read::MultiGzDecoder::new(body)),
+        Encoding::Deflate if is_zlib(body) => Box::new(flate2::read::ZlibDecoder::new(body)),
+        Encoding::Deflate => Box::new(flate2::read::DeflateDecoder::new(body)),
+        Encoding::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(body)),
         Encoding::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(&body[..]).map_err(|e| corrupt("zstd", &e))?;
+            let mut decoder = zstd::stream::read::Decoder::new(body).map_err(|e| corrupt("zstd", &e))?;
             // A frame may ask for a window of gigabytes: not for more than the cap (8 MiB at least, as RFC 8878 wants).
             let log = usize::BITS - limit.max(1).leading_zeros();
             decoder.window_log_max(log.clamp(23, 27)).map_err(|e| corrupt("zstd", &e))?;
             Box::new(decoder)
         }
-    };
-    read_capped(reader, name(encoding), body.len(), limit)
+    })
 }
 
 fn name(encoding: Encoding) -> &'static str {
@@ -98,6 +127,11 @@ fn corrupt(what: &'static str, e: &dyn std::fmt::Display) -> InflateError {
     InflateError::Corrupt { what, reason: e.to_string() }
 }
 
+fn unreadable(what: &'static str, e: &io::Error, limit: usize) -> InflateError {
+    // What zstd says of a window over the limit set above.
+    if e.to_string().contains("too much memory") { InflateError::TooLarge { limit } } else { corrupt(what, e) }
+}
+
 /// RFC 1950: method 8, and the first two bytes are a multiple of 31.
 fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [a, b, ..] if a & 0x0f == 8 && (u16::from(*a) << 8 | u16::from(*b)).is_multiple_of(31))
@@ -105,11 +139,11 @@ fn is_zlib(body: &[u8]) -> bool {
 
 fn snappy_block(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
     let len = snap::raw::decompress_len(body).map_err(|e| corrupt("snappy", &e))?;
-    if len > body.len().saturating_mul(SNAPPY_RATIO_MAX) {
-        return Err(InflateError::Corrupt { what: "snappy", reason: "corrupt input".to_owned() });
-    }
     if len > limit {
         return Err(InflateError::TooLarge { limit });
+    }
+    if len > body.len().saturating_mul(SNAPPY_RATIO_MAX) {
+        return Err(InflateError::Corrupt { what: "snappy", reason: "corrupt input".to_owned() });
     }
     snap::raw::Decoder::new().decompress_vec(body).map(Bytes::from).map_err(|e| corrupt("snappy", &e))
 }
@@ -138,8 +172,7 @@ fn read_capped(
         match read_some(&mut *reader, &mut out[filled..]) {
             Ok(0) => break,
             Ok(n) => filled += n,
-            Err(e) if e.to_string().contains("too much memory") => return Err(InflateError::TooLarge { limit }),
-            Err(e) => return Err(corrupt(what, &e)),
+            Err(e) => return Err(unreadable(what, &e, limit)),
         }
     }
     out.truncate(filled);
@@ -209,6 +242,9 @@ mod tests {
             let packed = deflate(e, &data);
             assert_eq!(inflate(e, packed.clone(), data.len()).unwrap(), data, "{e:?}");
             assert_eq!(inflate(e, packed.clone(), usize::MAX >> 8).unwrap(), data, "{e:?}");
+            assert_eq!(inflate_doubtful(e, packed.clone(), data.len()).unwrap(), data, "{e:?}");
+            let doubtful = inflate_doubtful(e, packed.clone(), data.len() - 1);
+            assert!(matches!(doubtful, Err(InflateError::TooLarge { .. })), "{e:?} over the cap");
             assert!(
                 matches!(inflate(e, packed, data.len() - 1), Err(InflateError::TooLarge { .. })),
                 "{e:?} over the cap"
@@ -224,7 +260,8 @@ mod tests {
     #[test]
     fn a_snappy_length_that_cannot_be_true_allocates_nothing() {
         let body = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0]);
-        assert!(matches!(inflate(Encoding::SnappyBlock, body, 64 << 20), Err(InflateError::Corrupt { .. })));
+        assert!(matches!(inflate(Encoding::SnappyBlock, body.clone(), 64 << 20), Err(InflateError::TooLarge { .. })));
+        assert!(matches!(inflate(Encoding::SnappyBlock, body, 8 << 30), Err(InflateError::Corrupt { .. })));
     }
 
     proptest! {

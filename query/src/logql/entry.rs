@@ -14,7 +14,10 @@
 //!
 //! What repeats is computed once a *combination* of dictionary keys, never once a row.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, Int32Array, Int64Array, RecordBatch, StringArray},
@@ -146,6 +149,9 @@ const EVENT: usize = 6;
 
 /// The keys of one combination: dictionaries, then the severity number (`i32::MIN` for null).
 type Keys = [i32; 8];
+
+/// Up to so many names looking at each is cheaper than a set.
+const FEW_NAMES: usize = 32;
 
 /// Labels that all rows of one combination share.
 pub struct Combination {
@@ -279,8 +285,18 @@ impl<'a> Entries<'a> {
             .or_insert_with(|| Arc::new(Labels::from_json(json).unwrap_or_default()))
             .clone();
         let mut meta: Vec<(String, String)> = Vec::new();
-        let add = |meta: &mut Vec<(String, String)>, name: &str, value: &str| {
-            if stream.get(name).is_none() && !meta.iter().any(|(n, _)| n == name) {
+        // Names in `meta`, once it has more than a few.
+        let mut known: HashSet<String> = HashSet::new();
+        let mut add = |meta: &mut Vec<(String, String)>, name: &str, value: &str| {
+            if meta.len() == FEW_NAMES {
+                known.extend(meta.iter().map(|(n, _)| n.clone()));
+            }
+            let is_there =
+                if meta.len() < FEW_NAMES { meta.iter().any(|(n, _)| n == name) } else { known.contains(name) };
+            if stream.get(name).is_none() && !is_there {
+                if meta.len() >= FEW_NAMES {
+                    known.insert(name.to_owned());
+                }
                 meta.push((name.to_owned(), value.to_owned()));
             }
         };

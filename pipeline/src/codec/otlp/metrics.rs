@@ -21,6 +21,7 @@ use storage::model::{
 
 use super::{
     metric_names::{Shape, label_name, metric_name, unit_name},
+    salvage,
     value::{self, Fail},
 };
 use crate::{
@@ -97,8 +98,11 @@ type Refusal = (Reason, String);
 
 /// `body`: protobuf. `now`: nanoseconds since the epoch, the time of points without one.
 pub fn decode_metrics(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded, Malformed> {
-    let request =
-        ExportMetricsServiceRequest::decode(body).map_err(|e| Malformed(format!("invalid protobuf: {e}")))?;
+    let (request, lost) = match ExportMetricsServiceRequest::decode(body) {
+        Ok(request) => (request, 0),
+        Err(e) if salvage::is_text(&e) => salvage::salvage(body)?,
+        Err(e) => return Err(Malformed(format!("invalid protobuf: {e}"))),
+    };
     let mut d = Decoder {
         limits,
         now,
@@ -108,6 +112,7 @@ pub fn decode_metrics(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded,
         seen_ms: None,
         out: Decoded::default(),
     };
+    d.out.rejected.add_many(Reason::InvalidUtf8, lost, 1, || "a text is not valid UTF-8".to_owned());
     for resource in &request.resource_metrics {
         d.resource(resource);
     }

@@ -8,6 +8,7 @@ pub mod json;
 mod logs;
 mod metric_names;
 mod metrics;
+mod salvage;
 mod traces;
 mod value;
 pub mod wire;

@@ -176,6 +176,46 @@ fn invalid_utf8_refuses_its_record_only() {
     assert!(matches!(d.batches[0], Data::Logs(_)));
 }
 
+#[test]
+fn invalid_utf8_in_metrics_refuses_its_points_only() {
+    use opentelemetry_proto::tonic::metrics::v1 as m;
+    let point = |n: u64, key: &str| m::NumberDataPoint {
+        time_unix_nano: 1_000_000 * n,
+        value: Some(m::number_data_point::Value::AsInt(1)),
+        attributes: vec![KeyValue { key: key.into(), ..KeyValue::default() }],
+        ..m::NumberDataPoint::default()
+    };
+    let metric = |name: &str, keys: [&str; 2]| m::Metric {
+        name: name.into(),
+        data: Some(m::metric::Data::Gauge(m::Gauge { data_points: vec![point(1, keys[0]), point(2, keys[1])] })),
+        ..m::Metric::default()
+    };
+    let scope = |url: &str, metrics: Vec<m::Metric>| m::ScopeMetrics {
+        metrics,
+        schema_url: url.into(),
+        ..m::ScopeMetrics::default()
+    };
+    let resource = |url: &str, scope_metrics: Vec<m::ScopeMetrics>| m::ResourceMetrics {
+        scope_metrics,
+        schema_url: url.into(),
+        ..m::ResourceMetrics::default()
+    };
+    let whole = |resource_metrics| {
+        let mut body = ExportMetricsServiceRequest { resource_metrics }.encode_to_vec();
+        while let Some(at) = body.windows(4).position(|w| w == b"QQQQ") {
+            body[at] = 0xff;
+        }
+        let d = decode_metrics(&body, &Limits::default(), 10).unwrap();
+        (d.accepted, d.rejected.total())
+    };
+    let fine = || metric("fine", ["a", "b"]);
+    let mixed = vec![fine(), metric("one", ["a", "QQQQ"]), metric("QQQQ", ["a", "b"]), fine()];
+    assert_eq!(whole(vec![resource("", vec![scope("", mixed.clone())])]), (5, 3));
+    let spoiled = vec![scope("QQQQ", mixed.clone()), scope("", vec![fine()])];
+    assert_eq!(whole(vec![resource("", spoiled.clone())]), (2, 8));
+    assert_eq!(whole(vec![resource("", vec![scope("", vec![fine()])]), resource("QQQQ", spoiled)]), (2, 10));
+}
+
 proptest! {
     #[test]
     fn noise_and_damage_never_panic(
