@@ -30,6 +30,9 @@ struct GroupKey {
     scope_meta: Option<String>,
 }
 
+/// Canonical JSON of a resource's attributes and of the rest.
+type ResourceKey = (Option<String>, Option<String>);
+
 /// The spans of `batches` (stored schema, all columns) in commit order.
 pub fn assemble(batches: &[RecordBatch]) -> Result<Vec<ResourceSpans>, QueryError> {
     let mut rows: Vec<(GroupKey, Span)> = Vec::new();
@@ -48,7 +51,7 @@ pub fn assemble(batches: &[RecordBatch]) -> Result<Vec<ResourceSpans>, QueryErro
         }
     }
     rows.sort_by_key(|(_, s)| s.start_time_unix_nano);
-    let mut resources: Vec<((Option<String>, Option<String>), ResourceSpans)> = Vec::new();
+    let mut resources: Vec<(ResourceKey, ResourceSpans)> = Vec::new();
     let mut resource_index: HashMap<(Option<String>, Option<String>), usize> = HashMap::new();
     let mut scope_index: HashMap<GroupKey, usize> = HashMap::new();
     for (key, span) in rows {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    client::encode,
+    client::{Client, encode},
     server::{Server, program},
 };
 
@@ -88,6 +88,9 @@ fn own_pages_answer() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--no-collect"]);
     assert_eq!(server.get("/healthz").status, 200);
+    let empty = Client::new(server.otlp_http).post("/v1/traces", "application/json", b"{}").unwrap();
+    assert_eq!(empty.status, 200, "{}", empty.text());
+    assert!(std::net::TcpStream::connect(server.otlp_grpc).is_ok());
     let metrics = server.get("/metrics").text();
     for name in ["storage_rows_appended_total", "process_resident_memory_bytes", "pipeline_", "collector_push_"] {
         assert!(metrics.contains(name), "{name} is missing in\n{metrics}");

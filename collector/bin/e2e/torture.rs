@@ -61,6 +61,8 @@ pub struct Place {
     pub data: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    /// The power is going: an answer that comes now could not have reached anyone, so it makes no obligation.
+    pub power_goes: AtomicBool,
 }
 
 impl Place {
@@ -118,8 +120,12 @@ impl Run {
         let random = Oracle::new(0).began as u64 ^ u64::from(std::process::id());
         let seed = count("SIGHTLINE_SEED", random);
         println!("{name}: SIGHTLINE_SEED={seed}");
-        let place =
-            Place { data: data.to_owned(), config: aside.join("sightline.yaml"), log: aside.join("server.log") };
+        let place = Place {
+            data: data.to_owned(),
+            config: aside.join("sightline.yaml"),
+            log: aside.join("server.log"),
+            power_goes: AtomicBool::new(false),
+        };
         std::fs::write(&place.config, CONFIG).expect("the directory can be written");
         Run {
             name,
@@ -142,6 +148,7 @@ impl Run {
         let mut server = self.place.start();
         for cycle in 0..cycles {
             let stop = AtomicBool::new(false);
+            self.place.power_goes.store(false, Ordering::SeqCst);
             let load = Duration::from_millis(LOAD_MS.0 + self.rng.below(LOAD_MS.1 - LOAD_MS.0));
             let http = server.http;
             let seeds: Vec<u64> = (0..WRITERS).map(|_| self.rng.next()).collect();
@@ -272,6 +279,10 @@ impl Run {
         }
         let t = &self.totals;
         match client.send("POST", path, &headers, &body) {
+            Ok(answer) if (200..300).contains(&answer.status) && self.place.power_goes.load(Ordering::SeqCst) => {
+                t.unanswered.fetch_add(request.count, Ordering::Relaxed);
+                false
+            }
             Ok(answer) if (200..300).contains(&answer.status) => {
                 t.acked.fetch_add(request.count, Ordering::Relaxed);
                 request.fate = Fate::Owed;

@@ -1,7 +1,7 @@
 //! Which files to read: globs, and the rotated siblings of a file.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -93,16 +93,34 @@ fn base_of_rotated(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(OsStr::from_bytes(&name[..cut])))
 }
 
-/// Rotated siblings of `path`, unordered.
-pub fn rotated(path: &Path) -> Vec<PathBuf> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|e| e.file_name().as_bytes().strip_prefix(name.as_bytes()).is_some_and(is_rotation_suffix))
-        .map(|e| e.path())
-        .take(FILES_MAX)
-        .collect()
+/// Rotated siblings of each of `paths` that has any, unordered. Each folder is listed once, however many files it holds.
+pub fn rotated<'a>(paths: impl IntoIterator<Item = &'a Path>) -> HashMap<PathBuf, Vec<PathBuf>> {
+    let mut folders: HashMap<&Path, HashSet<&[u8]>> = HashMap::new();
+    for path in paths {
+        if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+            folders.entry(folder).or_default().insert(name.as_bytes());
+        }
+    }
+    let mut out: HashMap<PathBuf, Vec<PathBuf>> = HashMap::new();
+    let mut found = 0;
+    for (folder, names) in folders {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            let sibling = entry.file_name();
+            let sibling = sibling.as_bytes();
+            let of = (1..sibling.len())
+                .filter(|cut| names.contains(&sibling[..*cut]) && is_rotation_suffix(&sibling[*cut..]))
+                .map(|cut| folder.join(OsStr::from_bytes(&sibling[..cut])));
+            for path in of {
+                out.entry(path).or_default().push(entry.path());
+                found += 1;
+            }
+            if found >= FILES_MAX {
+                return out;
+            }
+        }
+    }
+    out
 }
 
 /// Adds the files that `pattern` names: `*` and `?` within one folder, `**` for any depth. Symbolic links to files count.
@@ -236,7 +254,9 @@ mod tests {
         };
         let found: Vec<PathBuf> = globs.discover().iter().map(|t| t.path.clone()).collect();
         assert_eq!(found, [at("a.log"), at("x/c.log"), at("x/y/d.log")]);
-        assert_eq!(rotated(&at("a.log")), [at("a.log.1")]);
+        let live = [at("a.log"), at("absent.log")];
+        let siblings = rotated(live.iter().map(PathBuf::as_path));
+        assert_eq!(siblings, HashMap::from([(at("a.log"), vec![at("a.log.1")])]));
         assert_eq!(globs.folders(), [dir.path()]);
     }
 }

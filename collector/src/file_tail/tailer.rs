@@ -220,9 +220,10 @@ impl Tailer {
         for target in &targets {
             live.push(self.note(target, &target.path, None, now, &mut seen));
         }
+        let siblings = discover::rotated(targets.iter().map(|t| t.path.as_path()));
         for (target, live) in targets.iter().zip(live) {
-            for path in discover::rotated(&target.path) {
-                self.note(target, &path, Some(live), now, &mut seen);
+            for path in siblings.get(&target.path).into_iter().flatten() {
+                self.note(target, path, Some(live), now, &mut seen);
             }
         }
         for (number, f) in &mut self.files {

@@ -16,10 +16,13 @@ use super::{
 };
 use crate::{
     ScanError, ScanRequest, ScanStats,
-    catalog::{Commit, NewPart, Operation, PartEntry},
+    catalog::{Bucket, Commit, NewPart, Operation, PartEntry},
     head::flush::{FlushLimits, due},
     limits,
-    model::{TimeRange, Timestamp, schema, time::NANOS_PER_DAY},
+    model::{
+        TimeRange, Timestamp, schema,
+        time::{NANOS_PER_DAY, NANOS_PER_HOUR},
+    },
     part::{PartError, WriteOptions},
     part_cache::PartSource,
     scan::{select::RowSelector, stream::RowSource},
@@ -227,7 +230,7 @@ impl Inner {
                 // A merged part has the greatest order of its inputs, so it stays among them.
                 let parts: Vec<_> = state.data.read().parts.iter().filter(|p| p.order <= newest).cloned().collect();
                 let now = if eager { Timestamp(now.nanos().saturating_add(EAGER_AHEAD)) } else { now };
-                plan::plan(&parts, now, limits).into_iter().next()
+                plan::plan(&parts, now, limits).into_iter().find(|job| eager || !self.more_is_coming(state, job))
             };
             let Some(job) = job else { return Ok(false) };
             if self.stop.load(Ordering::SeqCst) && !eager {
@@ -241,6 +244,20 @@ impl Inner {
             merges += 1;
         }
         Ok(true)
+    }
+
+    /// Whether a closed bucket's merge should wait, because the head holds more rows of that bucket: a bulk import of old
+    /// data is then merged once, at its end. Not for ever: many parts are merged all the same.
+    fn more_is_coming(&self, state: &TableState, job: &Job) -> bool {
+        if job.level < 2 || job.inputs.len() >= self.compact_limits.import_parts {
+            return false;
+        }
+        let end = job.bucket.end().nanos();
+        let start = end.saturating_sub(match job.bucket {
+            Bucket::Hour(_) => NANOS_PER_HOUR,
+            Bucket::Day(_) => NANOS_PER_DAY,
+        });
+        state.data.read().head.batches.iter().any(|b| b.min_ts < end && b.max_ts >= start)
     }
 
     fn run_job(&self, state: &TableState, job: &Job) -> Result<(), ScanError> {

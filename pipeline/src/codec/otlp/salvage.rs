@@ -39,11 +39,14 @@ pub fn is_text(e: &DecodeError) -> bool {
     e.to_string().contains("UTF-8")
 }
 
+/// A member as it may stay; `None` when it may not.
+type Cleaned = Result<Option<Vec<u8>>, Malformed>;
+
 /// A copy of a message whose members (field `number`) went through `clean`; `None` leaves one out.
 fn members(
     message: &[u8],
     number: u32,
-    clean: &mut dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, Malformed>,
+    clean: &mut dyn FnMut(&[u8]) -> Cleaned,
 ) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::with_capacity(message.len());
     let mut r = Reader::new(message);
