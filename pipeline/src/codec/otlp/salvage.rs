@@ -43,11 +43,7 @@ pub fn is_text(e: &DecodeError) -> bool {
 type Cleaned = Result<Option<Vec<u8>>, Malformed>;
 
 /// A copy of a message whose members (field `number`) went through `clean`; `None` leaves one out.
-fn members(
-    message: &[u8],
-    number: u32,
-    clean: &mut dyn FnMut(&[u8]) -> Cleaned,
-) -> Result<Vec<u8>, Malformed> {
+fn members(message: &[u8], number: u32, clean: &mut dyn FnMut(&[u8]) -> Cleaned) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::with_capacity(message.len());
     let mut r = Reader::new(message);
     while let Some((n, wire)) = r.field()? {
