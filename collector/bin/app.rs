@@ -33,9 +33,13 @@ const HOST: &str = "host";
 /// How long each step of a stop may take.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Sources that are there without configuration, by name.
-pub fn fixed_sources() -> [(&'static str, Signals); 3] {
-    [(PUSH, Signals::ALL), (CONTAINERS, Signals::LOGS), (HOST, Signals::METRICS)]
+/// Sources that are there without configuration, by name; with `collects` those of this machine too.
+pub fn fixed_sources(collects: bool) -> Vec<(&'static str, Signals)> {
+    let mut out = vec![(PUSH, Signals::ALL)];
+    if collects {
+        out.extend([(CONTAINERS, Signals::LOGS), (HOST, Signals::METRICS)]);
+    }
+    out
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -186,9 +190,9 @@ async fn build_pipeline(config: Config, store: &Store, memory: usize) -> Result<
         };
         builder = builder.source(name, made);
     }
-    // Graphs may name the fixed sources even when they are off.
-    for (name, signals) in fixed_sources().into_iter().skip(1) {
-        if !configured.contains_key(name) {
+    // Transforms and sinks may name the sources of this machine even when they are off.
+    for (name, signals) in fixed_sources(true) {
+        if name != PUSH && config.named_inputs.contains(name) && !configured.contains_key(name) {
             builder = builder.input(name, signals);
         }
     }

@@ -49,6 +49,10 @@ pub fn read<T: DeserializeOwned>(
         let place =
             if message.starts_with("unknown field") { document.key_place(&full) } else { document.place(&full) };
         problems.push(Problem { place, path: full, message: explain(&message, unknown) });
+        // Without its type nothing more can be said of a component.
+        if message.starts_with("unknown variant") && culprit.ends_with("type") {
+            return None;
+        }
         if problems.len() >= ERRORS_MAX || culprit.is_empty() || !prune(&mut value, &culprit) {
             return None;
         }

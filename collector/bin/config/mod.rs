@@ -7,7 +7,12 @@ pub mod check;
 pub mod units;
 pub mod yaml;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use collector::{containers, file_tail, host_metrics};
 use pipeline::PipelineConfig;
@@ -103,6 +108,8 @@ pub struct Config {
     pub future_max: Option<Duration>,
     pub past_max: Option<Duration>,
     pub sources: BTreeMap<String, SourceConfig>,
+    /// Names that transforms and sinks take from.
+    pub named_inputs: BTreeSet<String>,
     pub pipeline: PipelineConfig,
 }
 
@@ -179,6 +186,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if problems.len() == before {
         problems.extend(wiring(document, &sources, &file));
     }
+    let named_inputs = named_inputs(&file);
     let mut store = StoreConfig::new(
         args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| "./sightline-data".into()),
     );
@@ -214,6 +222,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         future_max: file.limits.future.map(|s| s.0),
         past_max: file.limits.past.map(|s| s.0),
         sources,
+        named_inputs,
         pipeline,
     })
 }
@@ -250,6 +259,13 @@ fn components<T: serde::de::DeserializeOwned>(
     out
 }
 
+/// What transforms and sinks name as their inputs.
+fn named_inputs(file: &File) -> BTreeSet<String> {
+    let components = file.transforms.values().chain(file.sinks.values());
+    let inputs = components.filter_map(|c| c.get("inputs")?.as_array());
+    inputs.flatten().filter_map(|i| i.as_str()).map(str::to_owned).collect()
+}
+
 /// Names, cycles and signals of the graph.
 fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &File) -> Vec<Problem> {
     let mut unused = Vec::new();
@@ -258,8 +274,15 @@ fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &
         sinks: components(document, "sinks", &file.sinks, &mut unused),
     };
     let mut builder = pipeline::PipelineBuilder::new(pipeline);
-    for (name, signals) in crate::app::fixed_sources() {
+    let collects = !file.no_collect.unwrap_or(false);
+    let named = named_inputs(file);
+    for (name, signals) in crate::app::fixed_sources(collects) {
         builder = builder.input(name, signals);
+    }
+    for (name, signals) in crate::app::fixed_sources(true) {
+        if !collects && named.contains(name) && !sources.contains_key(name) {
+            builder = builder.input(name, signals);
+        }
     }
     for (name, source) in sources {
         let signals = match source {
@@ -338,7 +361,7 @@ mod tests {
         assert!(lines[0].contains("did you mean `http`?"), "{all}");
         assert!(lines[1].starts_with("f.yaml:2:8: fsync: invalid fsync mode"), "{all}");
         assert!(lines[2].starts_with("f.yaml:3:15: memory_limit: invalid size"), "{all}");
-        assert!(lines[3].contains("5:23: retention[0].table: unknown table `lgos`"), "{all}");
+        assert!(lines[3].contains("5:24: retention[0].table: unknown table `lgos`"), "{all}");
         assert!(lines[4].contains("did you mean `stdout`?"), "{all}");
     }
 
@@ -360,6 +383,12 @@ mod tests {
     fn wiring_is_checked_too() {
         let text = "sinks:\n  out: {type: stdout, inputs: [psuh]}\n";
         let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
-        assert!(lines[0].contains("psuh") && lines[0].contains("did you mean `push`?"), "{lines:?}");
+        let slip = lines.iter().find(|l| l.contains("psuh")).unwrap();
+        assert!(
+            slip.starts_with("f.yaml:2:32: sinks.out.inputs[0]") && slip.contains("did you mean `push`?"),
+            "{lines:?}"
+        );
+        assert!(lines.iter().any(|l| l.contains("sources.containers")), "rows of a source nobody takes: {lines:?}");
+        check("no_collect: true\nsinks:\n  out: {type: stdout, inputs: [push]}\n", "f.yaml").unwrap();
     }
 }
