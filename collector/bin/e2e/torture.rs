@@ -148,7 +148,6 @@ impl Run {
         let mut server = self.place.start();
         for cycle in 0..cycles {
             let stop = AtomicBool::new(false);
-            self.place.power_goes.store(false, Ordering::SeqCst);
             let load = Duration::from_millis(LOAD_MS.0 + self.rng.below(LOAD_MS.1 - LOAD_MS.0));
             let http = server.http;
             let seeds: Vec<u64> = (0..WRITERS).map(|_| self.rng.next()).collect();
@@ -168,6 +167,7 @@ impl Run {
             self.flushes += counted.0;
             self.merges += counted.1;
             server = self.place.start();
+            self.place.power_goes.store(false, Ordering::SeqCst);
             self.resend(&server);
             let last = cycle + 1 == cycles;
             let scope = if last || cycle % ALL_EVERY == ALL_EVERY - 1 {
