@@ -45,10 +45,12 @@ impl Containers {
         if running.stdout.split(|b| *b == b'\n').filter(|l| !l.is_empty()).count() >= 3 {
             return Some(Containers { script, started: false });
         }
-        let up = Command::new(&script).args(["up", "3", "20"]).output().unwrap();
-        if !up.status.success() {
+        // Not `output`: the containers' monitors inherit the pipes and would keep it waiting for ever.
+        let (mut up, quiet) = (Command::new(&script), Stdio::null);
+        let up = up.args(["up", "3", "20"]).stdout(quiet()).stderr(quiet()).status().unwrap();
+        if !up.success() {
             assert!(std::env::var_os("SIGHTLINE_REQUIRE_ALL").is_none(), "containers do not start");
-            eprintln!("SKIPPED: containers do not start: {}", String::from_utf8_lossy(&up.stderr));
+            eprintln!("SKIPPED: containers do not start: {up}");
             return None;
         }
         Some(Containers { script, started: true })
@@ -58,7 +60,7 @@ impl Containers {
 impl Drop for Containers {
     fn drop(&mut self) {
         if self.started {
-            let _ = Command::new(&self.script).arg("down").output();
+            let _ = Command::new(&self.script).arg("down").status();
         }
     }
 }
