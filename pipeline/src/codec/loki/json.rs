@@ -15,6 +15,10 @@ pub(super) fn parse(body: &[u8]) -> Result<Vec<Stream<'_>>, Malformed> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(Malformed("EOF".to_owned()));
     }
+    // Serde would read an array as the fields of an object in their order.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Malformed("invalid push request: expected an object, found an array".to_owned()));
+    }
     let request: Option<Request<'_>> =
         serde_json::from_slice(body).map_err(|e| Malformed(format!("invalid push request: {e}")))?;
     Ok(request.and_then(|r| r.streams).unwrap_or_default().into_iter().map(Stream::from).collect())
