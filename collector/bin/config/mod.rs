@@ -279,7 +279,7 @@ fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &
     for (name, signals) in crate::app::fixed_sources(collects) {
         builder = builder.input(name, signals);
     }
-    for (name, signals) in crate::app::fixed_sources(true) {
+    for (name, signals) in crate::app::fixed_sources(true).into_iter().skip(1) {
         if !collects && named.contains(name) && !sources.contains_key(name) {
             builder = builder.input(name, signals);
         }
