@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use pipeline::codec::stream::discover_service_name;
 use storage::model::Labels;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Container, Runtime, docker_api::DockerApi, labels, runtime_files, runtime_files::RuntimeFiles};
+use super::{Config, Container, Runtime, docker_api::DockerApi, runtime_files, runtime_files::RuntimeFiles};
 use crate::file_tail::discover::{Discover, Target};
 
 /// Container labels taken over; the rest is left out.
@@ -134,7 +135,7 @@ fn targets(c: &Container, node: &str) -> Vec<Arc<Target>> {
         stream.set("pod", pod.name.as_str());
         attrs.set("pod_uid", pod.uid.as_str());
     }
-    labels::add_service_name(&mut stream);
+    discover_service_name(&mut stream);
     let target = |(path, format): &(std::path::PathBuf, _)| {
         let attrs = Some(attrs.to_json());
         Arc::new(Target { path: path.clone(), format: *format, labels: stream.clone(), attrs, from_start: true })

@@ -13,7 +13,6 @@
 
 pub mod docker_api;
 pub mod inventory;
-pub mod labels;
 pub mod runtime_files;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};

@@ -162,7 +162,7 @@ impl Config {
         for (name, value) in &self.labels {
             labels.set(name, value.as_str());
         }
-        crate::containers::labels::add_service_name(&mut labels);
+        pipeline::codec::stream::discover_service_name(&mut labels);
         let globs = Globs {
             include: self.include.clone(),
             exclude: self.exclude.clone(),
