@@ -24,6 +24,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check a configuration file: every error at once, with line and column
     Check(CheckArgs),
+    /// Run the section `tests` of a configuration file: rows in, rows out, without starting anything
+    Test(CheckArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }

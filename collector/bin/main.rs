@@ -69,6 +69,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some(Command::Check(args)) => check(args.file.or(args.config).or(cli.serve.config)),
+        Some(Command::Test(args)) => test(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Serve(args)) => serve(&args),
         None => serve(&cli.serve),
     }
@@ -93,6 +94,31 @@ fn check(file: Option<PathBuf>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn test(file: Option<PathBuf>) -> ExitCode {
+    let Some(file) = file else {
+        eprintln!("error: no file to test; give one: sightline test FILE");
+        return ExitCode::FAILURE;
+    };
+    let name = file.display().to_string();
+    let tested = std::fs::read_to_string(&file)
+        .map_err(|e| ConfigError(vec![format!("cannot read configuration {name}: {e}")]))
+        .and_then(|text| config::test(&text, &name));
+    let outcomes = match tested {
+        Ok(outcomes) => outcomes,
+        Err(e) => {
+            print_problems(&e);
+            return ExitCode::FAILURE;
+        }
+    };
+    for outcome in &outcomes {
+        println!("{} {}", if outcome.problems.is_empty() { "ok  " } else { "FAIL" }, outcome.name);
+        outcome.problems.iter().for_each(|problem| println!("  {problem}"));
+    }
+    let failed = outcomes.iter().filter(|o| !o.problems.is_empty()).count();
+    println!("{name}: {} passed, {failed} failed", outcomes.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn print_problems(error: &ConfigError) {

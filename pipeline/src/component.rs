@@ -51,6 +51,15 @@ impl Signals {
         }
     }
 
+    /// Those that are not in `other`.
+    pub const fn without(self, other: Signals) -> Signals {
+        Signals {
+            logs: self.logs && !other.logs,
+            metrics: self.metrics && !other.metrics,
+            traces: self.traces && !other.traces,
+        }
+    }
+
     pub const fn is_none(self) -> bool {
         !(self.logs || self.metrics || self.traces)
     }
@@ -298,14 +307,39 @@ impl From<arrow::error::ArrowError> for TransformError {
     }
 }
 
-/// Turns one batch into one batch, perhaps an empty one. It never splits and never holds rows back, so the positions
-/// and the batch id simply stay with the rows.
+/// Told whether the batch it was given for reached its sinks.
+pub type Settle = Box<dyn FnOnce(bool) + Send>;
+
+/// Turns one batch into one batch, perhaps an empty one. It never holds rows back, so the positions and the batch id
+/// simply stay with the rows. One that has [`Transform::outputs`] gives each row to one of them instead.
 pub trait Transform: Send + Sync {
     /// What it works on; other batches pass by untouched.
     fn signals(&self) -> Signals;
 
+    /// Whether it is fine that signals it does not work on come to it, and pass. Else the graph check refuses them.
+    fn passes_others(&self) -> bool {
+        true
+    }
+
     /// Called off the async threads for all but small batches. Rows it takes out are counted in `counters`.
     fn apply(&self, data: Data, counters: &Counters) -> Result<Data, TransformError>;
+
+    /// As [`Transform::apply`], for one that remembers rows: what it remembers of this batch counts only once the
+    /// batch was delivered, because a sender that is told to come back sends the same rows again.
+    fn apply_tracked(&self, data: Data, counters: &Counters) -> Result<(Data, Option<Settle>), TransformError> {
+        self.apply(data, counters).map(|d| (d, None))
+    }
+
+    /// Short names of its outputs, each with the signals it may give, when it has more than the one that bears its own
+    /// name: other components name them `NAME.output`.
+    fn outputs(&self) -> Vec<(String, Signals)> {
+        Vec::new()
+    }
+
+    /// The rows of each of its [`Transform::outputs`], in their order.
+    fn split(&self, data: Data, counters: &Counters) -> Result<Vec<Data>, TransformError> {
+        self.apply(data, counters).map(|d| vec![d])
+    }
 }
 
 /// What a running sink has.

@@ -72,7 +72,24 @@ mod tests {
 
     #[test]
     fn valid_names_come_from_the_readers_themselves() {
-        assert_eq!(valid_types(Section::Transforms), ["filter", "parse", "set", "rename", "remove"]);
+        assert_eq!(
+            valid_types(Section::Transforms),
+            [
+                "filter",
+                "parse",
+                "set",
+                "rename",
+                "remove",
+                "relabel",
+                "redact",
+                "sample",
+                "dedupe",
+                "throttle",
+                "route",
+                "normalize",
+                "limit_labels"
+            ]
+        );
         assert_eq!(valid_types(Section::Sinks), ["store", "stdout"]);
         assert_eq!(valid_fields(Section::Transforms, "filter"), ["inputs", "condition"]);
         assert_eq!(valid_fields(Section::Sinks, "store"), ["inputs"]);

@@ -18,6 +18,8 @@ pub mod metrics;
 pub mod sink;
 pub mod topology;
 pub mod transform;
+pub mod trial;
+pub mod units;
 
 pub use component::{
     Batch, Data, Delivery, DeliveryError, Envelope, Output, Positions, Signals, Sink, SinkContext, SinkError, Source,

@@ -41,11 +41,33 @@ pub enum DropReason {
     Returned,
     /// A component panicked on the batch.
     Panicked,
+    /// `relabel` dropped its series, stream or resource.
+    Relabeled,
+    /// Not in the sample.
+    Sampled,
+    /// `dedupe` let an equal row pass not long before.
+    Duplicate,
+    /// Above the rate of its key.
+    Throttled,
+    /// No condition of a `route` holds, and its default is to drop.
+    Unrouted,
+    /// Its labels pass a limit.
+    OverLimit,
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 4] =
-        [DropReason::Filtered, DropReason::Refused, DropReason::Returned, DropReason::Panicked];
+    pub const ALL: [DropReason; 10] = [
+        DropReason::Filtered,
+        DropReason::Refused,
+        DropReason::Returned,
+        DropReason::Panicked,
+        DropReason::Relabeled,
+        DropReason::Sampled,
+        DropReason::Duplicate,
+        DropReason::Throttled,
+        DropReason::Unrouted,
+        DropReason::OverLimit,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -53,6 +75,12 @@ impl DropReason {
             DropReason::Refused => "refused",
             DropReason::Returned => "returned",
             DropReason::Panicked => "panicked",
+            DropReason::Relabeled => "relabeled",
+            DropReason::Sampled => "sampled",
+            DropReason::Duplicate => "duplicate",
+            DropReason::Throttled => "throttled",
+            DropReason::Unrouted => "unrouted",
+            DropReason::OverLimit => "over_limit",
         }
     }
 }
@@ -80,6 +108,32 @@ impl Fault {
     }
 }
 
+/// What a transform altered in a row that goes on, where somebody will want to know how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Pieces of text replaced by `redact`.
+    Redacted,
+    /// Labels cut or taken out by `limit_labels`.
+    Limited,
+    /// Times that `normalize` read, or moved because they were too far ahead.
+    Retimed,
+    /// Severities that `normalize` completed or rewrote.
+    Reranked,
+}
+
+impl Change {
+    pub const ALL: [Change; 4] = [Change::Redacted, Change::Limited, Change::Retimed, Change::Reranked];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Change::Redacted => "redacted",
+            Change::Limited => "limited",
+            Change::Retimed => "retimed",
+            Change::Reranked => "reranked",
+        }
+    }
+}
+
 /// No event time seen yet.
 const NO_TIME: i64 = i64::MIN;
 
@@ -98,6 +152,7 @@ pub struct Counters {
     rows_delivered: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
     faults: [AtomicU64; Fault::ALL.len()],
+    changes: [AtomicU64; Change::ALL.len()],
     queue_batches: AtomicI64,
     queue_bytes: AtomicI64,
     newest_ns: AtomicI64,
@@ -118,6 +173,7 @@ impl Counters {
             rows_delivered: AtomicU64::new(0),
             dropped: Default::default(),
             faults: Default::default(),
+            changes: Default::default(),
             queue_batches: AtomicI64::new(0),
             queue_bytes: AtomicI64::new(0),
             newest_ns: AtomicI64::new(NO_TIME),
@@ -170,6 +226,10 @@ impl Counters {
         self.faults[fault as usize].fetch_add(count, Relaxed);
     }
 
+    pub fn changed(&self, change: Change, count: u64) {
+        self.changes[change as usize].fetch_add(count, Relaxed);
+    }
+
     pub(crate) fn set_up(&self, up: bool) {
         self.up.store(up, Relaxed);
     }
@@ -192,6 +252,7 @@ impl Counters {
             rows_delivered,
             dropped,
             faults: Fault::ALL.map(|f| (f, self.faults[f as usize].load(Relaxed))),
+            changes: Change::ALL.map(|c| (c, self.changes[c as usize].load(Relaxed))),
             queue_batches: self.queue_batches.load(Relaxed).max(0) as u64,
             queue_bytes: self.queue_bytes.load(Relaxed).max(0) as u64,
             lag_seconds: (newest != NO_TIME).then(|| now_ns.saturating_sub(newest) as f64 / 1e9),
@@ -216,6 +277,7 @@ pub struct ComponentSnapshot {
     pub rows_delivered: u64,
     pub dropped: [(DropReason, u64); DropReason::ALL.len()],
     pub faults: [(Fault, u64); Fault::ALL.len()],
+    pub changes: [(Change, u64); Change::ALL.len()],
     pub queue_batches: u64,
     pub queue_bytes: u64,
     /// Now minus the newest event time seen (the last row of each batch stands for it); negative for future times.
@@ -229,6 +291,10 @@ impl ComponentSnapshot {
 
     pub fn fault(&self, fault: Fault) -> u64 {
         self.faults[fault as usize].1
+    }
+
+    pub fn changed(&self, change: Change) -> u64 {
+        self.changes[change as usize].1
     }
 
     pub fn dropped_total(&self) -> u64 {
@@ -306,6 +372,14 @@ pub fn write_prometheus(out: &mut String, components: &[ComponentSnapshot]) {
     for c in components {
         for (fault, n) in c.faults.iter().filter(|(_, n)| *n > 0) {
             let _ = writeln!(out, "pipeline_component_errors_total{} {n}", labels(c, Some(("error", fault.name()))));
+        }
+    }
+    out.push_str("# HELP pipeline_component_changes_total what a transform altered in rows that went on\n");
+    out.push_str("# TYPE pipeline_component_changes_total counter\n");
+    for c in components {
+        for (change, n) in c.changes.iter().filter(|(_, n)| *n > 0) {
+            let _ =
+                writeln!(out, "pipeline_component_changes_total{} {n}", labels(c, Some(("change", change.name()))));
         }
     }
 }

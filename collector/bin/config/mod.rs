@@ -11,16 +11,21 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use collector::{containers, file_tail, host_metrics};
-use pipeline::PipelineConfig;
+use pipeline::{
+    PipelineBuilder, PipelineConfig,
+    trial::{self, Case},
+};
 use serde::Deserialize;
 use storage::{
     Durability, StoreConfig,
     config::{Retention, RetentionRule},
     model::{Table, TenantId},
+    vfs::{Clock, SystemClock},
 };
 
 use self::{
@@ -57,6 +62,8 @@ struct File {
     sources: BTreeMap<String, serde_json::Value>,
     transforms: BTreeMap<String, serde_json::Value>,
     sinks: BTreeMap<String, serde_json::Value>,
+    /// Run by `sightline test`.
+    tests: Vec<serde_json::Value>,
 }
 
 /// Bounds of what comes in.
@@ -147,6 +154,51 @@ pub fn check(text: &str, name: &str) -> Result<(), ConfigError> {
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(lines(name, problems))) }
 }
 
+/// How one case of the section `tests` went.
+pub struct Outcome {
+    pub name: String,
+    /// As `file:line:column: path: message`; empty when all is as expected.
+    pub problems: Vec<String>,
+}
+
+/// Runs the section `tests` of a text. A text with errors is not run.
+pub fn test(text: &str, name: &str) -> Result<Vec<Outcome>, ConfigError> {
+    let document = parse(text, name)?;
+    let mut problems = Vec::new();
+    build(&document, &ServeArgs::default(), &mut problems);
+    let file: Option<File> = check::read(&document, "", &document.value, &mut Vec::new());
+    let Some(file) = file.filter(|_| problems.is_empty()) else { return Err(ConfigError(lines(name, problems))) };
+    let sources = components(&document, "sources", &file.sources, &mut problems);
+    let outcome = |(place, case): (String, Case)| {
+        let found = trial::run(&case, |clock| wired(&document, &sources, &file, clock));
+        let found = found.into_iter().map(|p| problem_of_case(&document, &place, p)).collect();
+        Outcome { name: case.name, problems: lines(name, found) }
+    };
+    Ok(cases(&document, &file, &mut problems).into_iter().map(outcome).collect())
+}
+
+/// The cases of the section `tests`, each with its place.
+fn cases(document: &Document, file: &File, problems: &mut Vec<Problem>) -> Vec<(String, Case)> {
+    let mut out = Vec::new();
+    for (i, raw) in file.tests.iter().enumerate() {
+        let place = format!("tests[{i}]");
+        if let Some(case) = check::read(document, &place, raw, problems) {
+            out.push((place, case));
+        }
+    }
+    out
+}
+
+fn problem_of_case(document: &Document, place: &str, problem: trial::Problem) -> Problem {
+    let path = if problem.path.is_empty() { place.to_owned() } else { format!("{place}.{}", problem.path) };
+    let unknown = problem.message.starts_with("unknown field") || problem.message.starts_with("there is no output");
+    Problem {
+        place: if unknown { document.key_place(&path) } else { document.place(&path) },
+        path,
+        message: problem.message,
+    }
+}
+
 fn parse(text: &str, name: &str) -> Result<Document, ConfigError> {
     Document::parse(text)
         .map_err(|e| ConfigError(vec![format!("{name}:{}:{}: {}", e.place.line, e.place.column, e.message)]))
@@ -183,8 +235,9 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         transforms: components(document, "transforms", &file.transforms, problems),
         sinks: components(document, "sinks", &file.sinks, problems),
     };
+    let cases = cases(document, &file, problems);
     if problems.len() == before {
-        problems.extend(wiring(document, &sources, &file));
+        problems.extend(wiring(document, &sources, &file, &cases));
     }
     let named_inputs = named_inputs(&file);
     let mut store = StoreConfig::new(
@@ -266,14 +319,19 @@ fn named_inputs(file: &File) -> BTreeSet<String> {
     inputs.flatten().filter_map(|i| i.as_str()).map(str::to_owned).collect()
 }
 
-/// Names, cycles and signals of the graph.
-fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &File) -> Vec<Problem> {
+/// The graph of the file, unstarted. Sources stand for themselves by their names and signals.
+fn wired(
+    document: &Document,
+    sources: &BTreeMap<String, SourceConfig>,
+    file: &File,
+    clock: Arc<dyn Clock>,
+) -> PipelineBuilder {
     let mut unused = Vec::new();
     let pipeline = PipelineConfig {
         transforms: components(document, "transforms", &file.transforms, &mut unused),
         sinks: components(document, "sinks", &file.sinks, &mut unused),
     };
-    let mut builder = pipeline::PipelineBuilder::new(pipeline);
+    let mut builder = PipelineBuilder::with_clock(pipeline, clock);
     let collects = !file.no_collect.unwrap_or(false);
     let named = named_inputs(file);
     for (name, signals) in crate::app::fixed_sources(collects) {
@@ -291,20 +349,36 @@ fn wiring(document: &Document, sources: &BTreeMap<String, SourceConfig>, file: &
         };
         builder = builder.input(name, signals);
     }
-    match builder.check() {
-        Ok(_) => Vec::new(),
-        Err(e) => {
-            e.0.into_iter()
-                .map(|e| Problem {
-                    place: document.place(&e.path),
-                    message: match &e.nearest {
-                        Some(n) => format!("{}; did you mean `{n}`?", e.message),
-                        None => e.message.clone(),
-                    },
-                    path: e.path,
-                })
-                .collect()
+    builder
+}
+
+/// Names, cycles and signals of the graph, and what its tests name.
+fn wiring(
+    document: &Document,
+    sources: &BTreeMap<String, SourceConfig>,
+    file: &File,
+    cases: &[(String, Case)],
+) -> Vec<Problem> {
+    match wired(document, sources, file, Arc::new(SystemClock::new())).check() {
+        Ok(graph) => {
+            let found = cases.iter().flat_map(|(place, case)| {
+                let problems = trial::check(case, &graph).into_iter();
+                problems.map(|p| problem_of_case(document, place, p)).collect::<Vec<_>>()
+            });
+            found.collect()
         }
+        Err(e) => e
+            .0
+            .into_iter()
+            .map(|e| Problem {
+                place: document.place(&e.path),
+                message: match &e.nearest {
+                    Some(n) if !e.message.contains("did you mean") => format!("{}; did you mean `{n}`?", e.message),
+                    _ => e.message.clone(),
+                },
+                path: e.path,
+            })
+            .collect(),
     }
 }
 
@@ -390,5 +464,48 @@ mod tests {
         );
         assert!(lines.iter().any(|l| l.contains("sources.containers")), "rows of a source nobody takes: {lines:?}");
         check("no_collect: true\nsinks:\n  out: {type: stdout, inputs: [push]}\n", "f.yaml").unwrap();
+    }
+
+    #[test]
+    fn tests_of_the_file_are_checked_with_it() {
+        let text = "no_collect: true\ntransforms:\n  f: {type: filter, inputs: [push], condition: '.body == \"a\"'}\n\
+                    tests:\n  - {name: one, insert_at: g, input: [{bdoy: a}], expect: dropped}\n  - {nmae: two}\n";
+        let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
+        assert!(lines.iter().any(|l| l.starts_with("f.yaml:6:6: tests[1].nmae: unknown field")), "{lines:?}");
+        let text = text.replace("  - {nmae: two}\n", "");
+        let ConfigError(lines) = check(&text, "f.yaml").unwrap_err();
+        assert!(lines.iter().any(|l| l.starts_with("f.yaml:5:28: tests[0].insert_at: there is no")), "{lines:?}");
+        assert!(lines.iter().any(|l| l.contains("tests[0].input[0].bdoy") && l.contains("`body`")), "{lines:?}");
+    }
+
+    #[test]
+    fn a_failing_test_says_where_it_expects_what() {
+        let text = "no_collect: true\ntransforms:\n  f: {type: filter, inputs: [push], condition: '.body == \"a\"'}\n\
+                    tests:\n  - {name: one, insert_at: f, input: [{body: a}], expect: dropped}\n\
+                    \x20 - {name: two, insert_at: f, input: [{body: a}],\n     expect: [{body: b}]}\n\
+                    \x20 - {name: three, insert_at: f, input: [{body: b}], expect: dropped}\n";
+        let outcomes = test(text, "f.yaml").unwrap();
+        assert_eq!(outcomes.len(), 3);
+        assert!(
+            outcomes[0].problems[0].starts_with("f.yaml:5:59: tests[0].expect: expected no row, got 1 row"),
+            "{:?}",
+            outcomes[0].problems
+        );
+        assert!(
+            outcomes[1].problems[0].starts_with("f.yaml:7:22: tests[1].expect[0].body: expected \"b\""),
+            "{:?}",
+            outcomes[1].problems
+        );
+        assert!(outcomes[2].problems.is_empty());
+    }
+
+    /// The worked example of the README is kept beside this test, so that it is always right.
+    #[test]
+    fn the_example_of_the_readme_passes_its_own_tests() {
+        let outcomes = test(include_str!("example.yaml"), "example.yaml").unwrap_or_else(|e| panic!("{:#?}", e.0));
+        assert!(outcomes.len() >= 4);
+        for outcome in &outcomes {
+            assert!(outcome.problems.is_empty(), "{}: {:#?}", outcome.name, outcome.problems);
+        }
     }
 }

@@ -46,31 +46,7 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("invalid duration {text:?}, expected for example 200ms, 30s, 5m, 12h or 30d");
-        let mut rest = text.trim();
-        let mut total = Duration::ZERO;
-        if rest.is_empty() {
-            return Err(wrong());
-        }
-        while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-            let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-            rest = &rest[digits..];
-            let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-            let millis: u64 = match &rest[..letters] {
-                "ms" => 1,
-                "s" => 1_000,
-                "m" => 60_000,
-                "h" => 3_600_000,
-                "d" => 86_400_000,
-                "w" => 7 * 86_400_000,
-                "y" => 365 * 86_400_000,
-                _ => return Err(wrong()),
-            };
-            rest = &rest[letters..];
-            total += Duration::from_millis(number.checked_mul(millis).ok_or_else(wrong)?);
-        }
-        Ok(Span(total))
+        pipeline::units::parse_duration(text).map(Span)
     }
 }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::{
-    component::DeliveryError,
+    component::{DeliveryError, Settle},
     metrics::{Counters, DropReason},
 };
 
@@ -29,6 +29,7 @@ pub struct Ack(Option<Line>);
 enum Line {
     Source { fate: oneshot::Sender<Fate>, meter: Option<Meter> },
     Join(Arc<Join>),
+    Watched { parent: Box<Ack>, settle: Settle },
 }
 
 /// Counts at its source what became of a batch.
@@ -61,6 +62,11 @@ impl Ack {
         (0..branches).map(|_| Ack(Some(Line::Join(join.clone())))).collect()
     }
 
+    /// This line, with somebody who is told the fate first.
+    pub fn watched(self, settle: Settle) -> Ack {
+        Ack(Some(Line::Watched { parent: Box::new(self), settle }))
+    }
+
     /// Tells the source the fate of its batch. Gives the fate back when nobody waits for it any more.
     pub fn send(mut self, fate: Fate) -> Result<(), Fate> {
         self.tell(fate)
@@ -79,6 +85,10 @@ impl Ack {
                     m.settle(&fate);
                 }
                 line.send(fate)
+            }
+            Some(Line::Watched { mut parent, settle }) => {
+                settle(fate.is_ok());
+                parent.tell(fate)
             }
             Some(Line::Join(join)) => {
                 let last = join.waiting.fetch_sub(1, Ordering::AcqRel) == 1;

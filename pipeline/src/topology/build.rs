@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use storage::vfs::{Clock, SystemClock};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     metrics::{ComponentKind, Counters, Registry},
     sink::{registry::SinkConfig, store::Destination},
     topology::{
-        fanout::FanOut,
+        fanout::{FanOut, Splitter},
         graph::{Graph, NodeSpec, Role},
         running::{Node, Running, Tasks},
         worker::{Maker, SourceFactory, run_source, run_transform},
@@ -44,7 +45,7 @@ impl Default for Limits {
 /// Collects the components, checks the graph, starts it.
 pub struct PipelineBuilder {
     sources: Vec<(String, Signals, Option<Maker>)>,
-    transforms: Vec<(String, Vec<String>, Arc<dyn Transform>)>,
+    pub(super) transforms: Vec<(String, Vec<String>, Arc<dyn Transform>)>,
     sinks: Vec<(String, Option<Vec<String>>, SinkPlan)>,
     limits: Limits,
     errors: Vec<ConfigError>,
@@ -58,6 +59,11 @@ enum SinkPlan {
 impl PipelineBuilder {
     /// Transforms and sinks of a configuration. Without any sink there is one, `store`, that takes what nobody else takes.
     pub fn new(config: PipelineConfig) -> Self {
+        Self::with_clock(config, Arc::new(SystemClock::default()))
+    }
+
+    /// As [`PipelineBuilder::new`], with the clock that transforms ask.
+    pub fn with_clock(config: PipelineConfig, clock: Arc<dyn Clock>) -> Self {
         let mut builder = PipelineBuilder {
             sources: Vec::new(),
             transforms: Vec::new(),
@@ -66,7 +72,7 @@ impl PipelineBuilder {
             errors: Vec::new(),
         };
         for (name, transform) in config.transforms {
-            match transform.build(&format!("transforms.{name}")) {
+            match transform.build(&format!("transforms.{name}"), &clock) {
                 Ok(built) => builder.transforms.push((name, transform.inputs().to_vec(), built)),
                 Err(errors) => {
                     builder.errors.extend(errors);
@@ -133,6 +139,8 @@ impl PipelineBuilder {
                 role: Role::Source,
                 inputs: None,
                 signals: *signals,
+                passes_others: true,
+                outputs: Vec::new(),
             })
             .collect();
         nodes.extend(self.transforms.iter().map(|(name, inputs, t)| NodeSpec {
@@ -140,6 +148,8 @@ impl PipelineBuilder {
             role: Role::Transform,
             inputs: Some(inputs.clone()),
             signals: t.signals(),
+            passes_others: t.passes_others(),
+            outputs: t.outputs(),
         }));
         nodes.extend(self.sinks.iter().map(|(name, inputs, plan)| NodeSpec {
             name: name.clone(),
@@ -149,9 +159,18 @@ impl PipelineBuilder {
                 SinkPlan::Configured(_) => Signals::ALL,
                 SinkPlan::Given(s) => s.signals(),
             },
+            passes_others: true,
+            outputs: Vec::new(),
         }));
         if self.sinks.is_empty() {
-            nodes.push(NodeSpec { name: DEFAULT_SINK.into(), role: Role::Sink, inputs: None, signals: Signals::ALL });
+            nodes.push(NodeSpec {
+                name: DEFAULT_SINK.into(),
+                role: Role::Sink,
+                inputs: None,
+                signals: Signals::ALL,
+                passes_others: true,
+                outputs: Vec::new(),
+            });
         }
         match Graph::check(&nodes) {
             Ok(graph) if self.errors.is_empty() => Ok(graph),
@@ -213,7 +232,7 @@ impl PipelineBuilder {
         for (name, _, maker) in self.sources {
             let counters = registry.add(&name, ComponentKind::Source);
             let budget = process.input(self.limits.input_bytes);
-            let out = Output::new(start.output(&name), budget.clone(), counters.clone());
+            let out = Output::new(start.output(&name, &name), budget.clone(), counters.clone());
             match maker {
                 None => {
                     budgets.push(budget);
@@ -280,17 +299,30 @@ impl Start<'_> {
     }
 
     fn transform(&mut self, name: String, transform: Arc<dyn Transform>, registry: &Registry) {
-        let out = self.output(&name);
+        let outputs = self.graph.outputs.get(&name).cloned().unwrap_or_default();
+        let mut outs: Vec<Feed> = outputs.iter().map(|output| self.output(output, &name)).collect();
         let counters = registry.add(&name, ComponentKind::Transform);
         let close = CancellationToken::new();
         let (feed, intake) = memory::queue(self.limits.queue_batches, Some(counters.clone()), close.clone());
         self.feeds.insert(name.clone(), feed);
-        let work = run_transform(intake, transform, counters.clone(), out);
+        if transform.outputs().is_empty() {
+            let out = outs.remove(0);
+            let work = run_transform(intake, transform, counters.clone(), out);
+            self.nodes.push(self.tasks.node(name, false, close, Some(counters), work));
+            return;
+        }
+        let positions = outputs.iter().find_map(|o| self.store_behind(o)).map(|s| self.feeds[s].clone());
+        let splitter = Some(Splitter { transform, counters: counters.clone() });
+        let fork = FanOut { intake, branches: outs, positions, splitter };
+        let work = async move {
+            fork.run().await;
+            Ok(())
+        };
         self.nodes.push(self.tasks.node(name, false, close, Some(counters), work));
     }
 
-    /// The queue behind an output: its one consumer's, or a fork's.
-    fn output(&mut self, name: &str) -> Feed {
+    /// The queue behind an output of `producer`: its one consumer's, or a fork's.
+    fn output(&mut self, name: &str, producer: &str) -> Feed {
         let branches: Vec<Feed> =
             self.graph.consumers.get(name).into_iter().flatten().map(|c| self.feeds[c].clone()).collect();
         match <[Feed; 1]>::try_from(branches) {
@@ -299,12 +331,12 @@ impl Start<'_> {
                 let close = CancellationToken::new();
                 let (feed, intake) = memory::queue(self.limits.queue_batches, None, close.clone());
                 let positions = self.store_behind(name).map(|s| self.feeds[s].clone());
-                let fork = FanOut { intake, branches, positions };
+                let fork = FanOut { intake, branches, positions, splitter: None };
                 let work = async move {
                     fork.run().await;
                     Ok(())
                 };
-                self.nodes.push(self.tasks.node(name.to_owned(), true, close, None, work));
+                self.nodes.push(self.tasks.node(producer.to_owned(), true, close, None, work));
                 feed
             }
         }
@@ -318,7 +350,7 @@ impl Start<'_> {
                 if let Some(store) = self.stores.get(c) {
                     return self.stores.get(store).map(String::as_str);
                 }
-                next.push(c);
+                next.extend(self.graph.outputs.get(c).into_iter().flatten().map(String::as_str));
             }
         }
         None

@@ -1,11 +1,15 @@
 //! One output, many inputs. Clones are cheap (columns are shared); the ack is the conjunction of the branches.
 
+use std::sync::Arc;
+
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use storage::{SourcePosition, model::TenantId};
 
 use crate::{
     buffer::{Ack, Feed, Intake, ack::Fate},
-    component::{Batch, Data, Delivery, DeliveryError, Envelope},
+    component::{Batch, Data, Delivery, DeliveryError, Envelope, Transform},
+    metrics::Counters,
+    topology::worker::off_thread,
 };
 
 /// Batches with positions between a fork and their last ack.
@@ -13,10 +17,18 @@ const POSITIONS_WAITING_MAX: usize = 1024;
 
 pub(super) struct FanOut {
     pub intake: Intake,
-    /// At least two.
+    /// At least two, or one behind a splitter.
     pub branches: Vec<Feed>,
     /// The store sink that writes positions once all branches have the rows. `None`: no store is downstream.
     pub positions: Option<Feed>,
+    /// Gives each row to one branch. `None`: every branch gets them all.
+    pub splitter: Option<Splitter>,
+}
+
+/// A transform with several outputs.
+pub(super) struct Splitter {
+    pub transform: Arc<dyn Transform>,
+    pub counters: Arc<Counters>,
 }
 
 /// A batch whose branches are under way.
@@ -55,12 +67,46 @@ impl FanOut {
     }
 
     async fn fork(&self, envelope: Envelope) {
+        if let Some(splitter) = &self.splitter {
+            return self.split(splitter, envelope).await;
+        }
         let Envelope { batch, ack, permit, ordered, bytes } = envelope;
         for (i, (feed, ack)) in self.branches.iter().zip(ack.split(self.branches.len())).enumerate() {
             let mut batch = batch.clone();
             batch.batch_id = batch.batch_id.map(|id| branch_id(id, i));
             let branch = Envelope { batch, ack, permit: permit.clone(), ordered, bytes };
             if let Err(refused) = feed.push(branch).await {
+                refused.ack.answer(Err(DeliveryError::Stopping));
+            }
+        }
+    }
+
+    async fn split(&self, splitter: &Splitter, envelope: Envelope) {
+        let Envelope { mut batch, ack, permit, ordered, .. } = envelope;
+        let counters = &splitter.counters;
+        let rows = batch.data.rows();
+        let data = std::mem::replace(&mut batch.data, Data::empty());
+        let (transform, own) = (splitter.transform.clone(), counters.clone());
+        let parts = match off_thread(rows, move || transform.split(data, &own)).await {
+            Ok(parts) => parts,
+            Err(refusal) => {
+                ack.answer(Err(refusal.told(counters, rows)));
+                return;
+            }
+        };
+        counters.delivered(parts.iter().map(|p| p.rows() as u64).sum());
+        let parts: Vec<(usize, Data)> = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty()).collect();
+        if parts.is_empty() {
+            ack.answer(Ok(()));
+            return;
+        }
+        for ((i, data), ack) in parts.iter().zip(ack.split(parts.len())) {
+            let bytes = data.bytes();
+            counters.emitted(data, bytes);
+            let batch_id = batch.batch_id.map(|id| branch_id(id, *i));
+            let batch = Batch { tenant: batch.tenant.clone(), data: data.clone(), sources: Vec::new(), batch_id };
+            let branch = Envelope { batch, ack, permit: permit.clone(), ordered, bytes };
+            if let Err(refused) = self.branches[*i].push(branch).await {
                 refused.ack.answer(Err(DeliveryError::Stopping));
             }
         }

@@ -32,9 +32,27 @@ pub struct NodeSpec {
     pub role: Role,
     /// Names of sources and transforms. `None`: all outputs that nobody else takes.
     pub inputs: Option<Vec<String>>,
-    /// A source's output, or what a transform or sink works on. A transform lets other signals pass.
+    /// A source's output, or what a transform or sink works on.
     pub signals: Signals,
+    /// Whether signals that it does not work on may come to it.
+    pub passes_others: bool,
+    /// Of a transform with more outputs than the one that bears its name: their short names and signals.
+    pub outputs: Vec<(String, Signals)>,
 }
+
+impl NodeSpec {
+    /// The names by which others take its output. Empty for a sink.
+    fn output_names(&self) -> Vec<String> {
+        match (self.role, self.outputs.is_empty()) {
+            (Role::Sink, _) => Vec::new(),
+            (_, true) => vec![self.name.clone()],
+            (_, false) => self.outputs.iter().map(|(short, _)| format!("{}.{short}", self.name)).collect(),
+        }
+    }
+}
+
+/// An output by its name: whose it is, and what it may give.
+type Outputs<'a> = BTreeMap<String, (&'a NodeSpec, Signals)>;
 
 /// A graph without errors.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +61,8 @@ pub struct Graph {
     pub order: Vec<String>,
     /// Consumers of each output, in configuration order.
     pub consumers: BTreeMap<String, Vec<String>>,
+    /// Outputs of each source and transform.
+    pub outputs: BTreeMap<String, Vec<String>>,
 }
 
 impl Graph {
@@ -50,25 +70,34 @@ impl Graph {
     pub fn check(nodes: &[NodeSpec]) -> Result<Graph, Vec<ConfigError>> {
         let mut errors = Vec::new();
         let by_name = names(nodes, &mut errors);
-        let inputs = resolve(nodes, &by_name, &mut errors);
+        let outputs = outputs(nodes, &by_name, &mut errors);
+        let inputs = resolve(nodes, &by_name, &outputs, &mut errors);
         let mut consumers: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (node, from) in nodes.iter().zip(&inputs) {
             for name in from {
                 consumers.entry(name.clone()).or_default().push(node.name.clone());
             }
         }
-        for node in nodes.iter().filter(|n| n.role != Role::Sink && !consumers.contains_key(&n.name)) {
-            errors.push(ConfigError::new(
-                format!("{}.{}", node.role.section(), node.name),
-                format!(
-                    "no transform or sink takes the output of `{0}`, its rows would be lost; name `{0}` in the `inputs` of a sink",
-                    node.name
-                ),
-            ));
+        for node in nodes {
+            for output in node.output_names().into_iter().filter(|o| !consumers.contains_key(o)) {
+                errors.push(ConfigError::new(
+                    format!("{}.{}", node.role.section(), node.name),
+                    format!(
+                        "no transform or sink takes the output of `{output}`, its rows would be lost; name `{output}` in the `inputs` of a sink"
+                    ),
+                ));
+            }
         }
-        let order = sort(nodes, &inputs, &mut errors);
-        signals(&order, &by_name, &inputs_by_name(nodes, &inputs), &mut errors);
-        if errors.is_empty() { Ok(Graph { order, consumers }) } else { Err(errors) }
+        // The components behind the outputs.
+        let producers: Vec<Vec<String>> =
+            inputs.iter().map(|from| from.iter().map(|o| outputs[o].0.name.clone()).collect()).collect();
+        let order = sort(nodes, &producers, &mut errors);
+        signals(&order, &by_name, &outputs, &inputs_by_name(nodes, &inputs), &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let outputs = nodes.iter().map(|n| (n.name.clone(), n.output_names())).collect();
+        Ok(Graph { order, consumers, outputs })
     }
 }
 
@@ -95,14 +124,37 @@ fn names<'a>(nodes: &'a [NodeSpec], errors: &mut Vec<ConfigError>) -> BTreeMap<&
     by_name
 }
 
+/// Every output by its name.
+fn outputs<'a>(
+    nodes: &'a [NodeSpec],
+    by_name: &BTreeMap<&str, &NodeSpec>,
+    errors: &mut Vec<ConfigError>,
+) -> Outputs<'a> {
+    let mut out = Outputs::new();
+    for node in nodes {
+        let signals = |i: usize| node.outputs.get(i).map_or(Signals::ALL, |(_, s)| *s);
+        for (i, name) in node.output_names().into_iter().enumerate() {
+            if !node.outputs.is_empty() && by_name.contains_key(name.as_str()) {
+                errors.push(ConfigError::new(
+                    format!("{}.{}", node.role.section(), node.name),
+                    format!("its output `{name}` has the name of another component"),
+                ));
+            }
+            out.insert(name, (node, signals(i)));
+        }
+    }
+    out
+}
+
 /// The valid inputs of each node, wildcards filled in.
 fn resolve(
     nodes: &[NodeSpec],
     by_name: &BTreeMap<&str, &NodeSpec>,
+    outputs: &Outputs<'_>,
     errors: &mut Vec<ConfigError>,
 ) -> Vec<Vec<String>> {
-    let outputs = || nodes.iter().filter(|n| n.role != Role::Sink).map(|n| n.name.as_str());
-    let mut taken: BTreeSet<&str> = BTreeSet::new();
+    let names = || nodes.iter().flat_map(NodeSpec::output_names);
+    let mut taken: BTreeSet<String> = BTreeSet::new();
     let mut all = Vec::new();
     for node in nodes {
         let mut valid: Vec<String> = Vec::new();
@@ -113,37 +165,49 @@ fn resolve(
         }
         for (i, name) in listed.iter().enumerate() {
             let at = format!("{path}[{i}]");
-            match by_name.get(name.as_str()) {
-                None => {
-                    let known: Vec<&str> = outputs().collect();
-                    let mut e = ConfigError::new(at, format!("there is no source or transform `{name}`"));
-                    e.nearest = nearest(name, known.iter().copied()).map(str::to_owned);
-                    if e.nearest.is_none() && !known.is_empty() {
-                        e.message = format!("{}; there are {}", e.message, known.join(", "));
-                    }
-                    errors.push(e);
-                }
-                Some(n) if n.role == Role::Sink => {
-                    errors.push(ConfigError::new(at, format!("`{name}` is a sink and has no output")));
-                }
-                Some(_) if valid.contains(name) => {
-                    errors
-                        .push(ConfigError::new(at, format!("`{name}` is listed twice, its rows would arrive twice")));
-                }
-                Some(n) => {
-                    taken.insert(&n.name);
-                    valid.push(name.clone());
-                }
+            if valid.contains(name) {
+                errors.push(ConfigError::new(at, format!("`{name}` is listed twice, its rows would arrive twice")));
+            } else if outputs.contains_key(name) {
+                taken.insert(name.clone());
+                valid.push(name.clone());
+            } else {
+                errors.push(unknown_input(
+                    at,
+                    name,
+                    by_name.get(name.as_str()).copied(),
+                    &names().collect::<Vec<_>>(),
+                ));
             }
         }
         all.push(valid);
     }
     for (i, node) in nodes.iter().enumerate() {
         if node.inputs.is_none() && node.role != Role::Source {
-            all[i] = outputs().filter(|o| !taken.contains(o) && *o != node.name).map(str::to_owned).collect();
+            all[i] = names().filter(|o| !taken.contains(o) && *o != node.name).collect();
         }
     }
     all
+}
+
+/// A name that is no output: of a component without one, of one that has several, or of nothing.
+fn unknown_input(at: String, name: &str, component: Option<&NodeSpec>, known: &[String]) -> ConfigError {
+    match component {
+        Some(node) if node.role == Role::Sink => {
+            ConfigError::new(at, format!("`{name}` is a sink and has no output"))
+        }
+        Some(node) => {
+            let outputs = node.output_names().join(", ");
+            ConfigError::new(at, format!("`{name}` has several outputs, name one of {outputs}"))
+        }
+        None => {
+            let mut e = ConfigError::new(at, format!("there is no source or transform `{name}`"));
+            e.nearest = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+            if e.nearest.is_none() && !known.is_empty() {
+                e.message = format!("{}; there are {}", e.message, known.join(", "));
+            }
+            e
+        }
+    }
 }
 
 /// Names in topological order; a cycle is reported once, at its first member in configuration order.
@@ -197,30 +261,44 @@ fn sort(nodes: &[NodeSpec], inputs: &[Vec<String>], errors: &mut Vec<ConfigError
     order
 }
 
-/// What flows along each edge must be of some use at its end.
+/// What flows along each edge must be of some use at its end, all of it where the component does not let others pass.
 fn signals(
     order: &[String],
     by_name: &BTreeMap<&str, &NodeSpec>,
+    outputs: &Outputs<'_>,
     inputs: &BTreeMap<&str, &[String]>,
     errors: &mut Vec<ConfigError>,
 ) {
-    let mut flows: BTreeMap<&str, Signals> = BTreeMap::new();
+    let mut flows: BTreeMap<String, Signals> = BTreeMap::new();
     for name in order {
         let Some(node) = by_name.get(name.as_str()) else { continue };
         let mut arriving = Signals::NONE;
         for (i, from) in inputs[name.as_str()].iter().enumerate() {
             let flow = flows.get(from.as_str()).copied().unwrap_or(Signals::ALL);
+            let at = format!("{}.{name}.inputs[{i}]", node.role.section());
+            let useless = flow.without(node.signals);
             if flow.and(node.signals).is_none() {
                 errors.push(ConfigError::new(
-                    format!("{}.{name}.inputs[{i}]", node.role.section()),
+                    at,
                     format!("`{from}` gives {flow}, but `{name}` works on {}", node.signals),
+                ));
+            } else if !node.passes_others && !useless.is_none() {
+                errors.push(ConfigError::new(
+                    at,
+                    format!(
+                        "`{from}` gives {useless} too, which `{name}` cannot treat with these settings; let them pass with `signals: [{}]`, or take them out before with a `route`",
+                        node.signals.to_string().replace(" and ", ", ")
+                    ),
                 ));
             }
             arriving = arriving.or(flow);
         }
         let flow = if node.role == Role::Source { node.signals } else { arriving };
-        // Nothing arrives only where an error is told already: no second one for what follows.
-        flows.insert(name, if flow.is_none() { Signals::ALL } else { flow });
+        for output in node.output_names() {
+            let flow = outputs.get(&output).map_or(flow, |(_, signals)| flow.and(*signals));
+            // Nothing arrives only where an error is told already: no second one for what follows.
+            flows.insert(output, if flow.is_none() { Signals::ALL } else { flow });
+        }
     }
 }
 
@@ -230,7 +308,7 @@ mod tests {
 
     fn node(name: &str, role: Role, inputs: &[&str], signals: Signals) -> NodeSpec {
         let inputs = (role != Role::Source).then(|| inputs.iter().map(|s| (*s).to_owned()).collect());
-        NodeSpec { name: name.into(), role, inputs, signals }
+        NodeSpec { name: name.into(), role, inputs, signals, passes_others: true, outputs: Vec::new() }
     }
 
     fn source(name: &str) -> NodeSpec {
@@ -307,6 +385,59 @@ mod tests {
             "{errors:?}"
         );
         assert!(errors.iter().any(|e| e.message == "a cycle: y -> y"), "{errors:?}");
+    }
+
+    fn route(name: &str, inputs: &[&str], outputs: &[(&str, Signals)]) -> NodeSpec {
+        let outputs = outputs.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect();
+        NodeSpec { outputs, ..transform(name, inputs) }
+    }
+
+    #[test]
+    fn named_outputs_are_taken_by_their_full_name_and_each_must_be_taken() {
+        let outputs = [("errors", Signals::LOGS), ("default", Signals::ALL)];
+        let g = Graph::check(&[
+            source("s"),
+            route("r", &["s"], &outputs),
+            transform("t", &["r.errors"]),
+            sink("out", &["t", "r.default"]),
+        ])
+        .unwrap();
+        assert_eq!((g.consumers["r.errors"].as_slice(), g.outputs["r"].len()), (&["t".to_owned()][..], 2));
+        let mut rest = sink("store", &[]);
+        rest.inputs = None;
+        let g = Graph::check(&[source("s"), route("r", &["s"], &outputs), rest]).unwrap();
+        assert_eq!(g.consumers["r.default"], ["store"]);
+        let errors = Graph::check(&[
+            source("s"),
+            route("r", &["s"], &outputs),
+            node("m", Role::Transform, &["r.errors"], Signals::METRICS),
+            sink("out", &["r", "r.erors", "m"]),
+        ])
+        .unwrap_err();
+        let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text,
+            [
+                "sinks.out.inputs[0]: `r` has several outputs, name one of r.errors, r.default",
+                "sinks.out.inputs[1]: there is no source or transform `r.erors`; did you mean `r.errors`?",
+                "transforms.r: no transform or sink takes the output of `r.default`, its rows would be lost; name `r.default` in the `inputs` of a sink",
+                "transforms.m.inputs[0]: `r.errors` gives logs, but `m` works on metrics",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_transform_cannot_treat_is_refused_unless_it_is_told_to_let_it_pass() {
+        let graph = |passes_others| {
+            let one =
+                NodeSpec { passes_others, ..node("d", Role::Transform, &["s"], Signals::LOGS.or(Signals::TRACES)) };
+            Graph::check(&[source("s"), one, sink("out", &["d"])])
+        };
+        assert!(graph(true).is_ok());
+        assert_eq!(
+            graph(false).unwrap_err()[0].to_string(),
+            "transforms.d.inputs[0]: `s` gives metrics too, which `d` cannot treat with these settings; let them pass with `signals: [logs, traces]`, or take them out before with a `route`"
+        );
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! # What is guaranteed
 //! 1. A source hears `Ok` for a batch when every sink it goes to has it; rows that a filter takes out count as
 //!    delivered (and as dropped there). The first refusal of any branch is the answer.
-//! 2. Batches of one source reach each sink in the order they were sent. A transform gives one batch for each batch.
+//! 2. Batches of one source reach each sink in the order they were sent. A transform gives one batch for each batch, one
+//!    with several outputs at most one to each.
 //! 3. A position becomes durable only with or after its rows and those of all earlier batches of its key, in every sink.
 //!    On a straight path it is written in the same append as the rows, also when a filter left no rows. Where a path forks,
 //!    the branches carry the rows only; when all branches are delivered one append without rows writes the position,
@@ -19,6 +20,7 @@ pub mod graph;
 pub mod running;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod worker;
 
 pub use build::{Limits, PipelineBuilder};

@@ -327,6 +327,52 @@ async fn two_branches_into_one_store_partition_the_rows_and_move_the_position_la
     assert!(model.rows.lock().values().all(|n| *n == 1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_gives_each_row_to_one_output_and_moves_the_position_last() {
+    for seed in 0..10 {
+        println!("seed {seed}");
+        let config = serde_json::from_str::<PipelineConfig>(
+            r#"{"transforms":{
+                "r":{"type":"route","inputs":["a"],"routes":[{"name":"even","condition":".body matches '[02468]$'"},
+                    {"name":"never","condition":".body == ''"}]},
+                "keep":{"type":"filter","inputs":["r.even"],"condition":".body contains ':'"}},
+                "sinks":{"store":{"type":"store","inputs":["keep","r.default","r.never"]}}}"#,
+        )
+        .unwrap();
+        let model = Arc::new(Model::new(seed, 0.2, 0.0));
+        let report = run_to_end(PipelineBuilder::new(config).source("a", counting("a", 40, 5)), &model).await;
+        assert_eq!((model.position("a"), model.total()), (Some(200), 200));
+        assert!(model.rows.lock().values().all(|n| *n == 1));
+        assert_eq!((find(&report, "r").rows_out, find(&report, "keep").rows_in), (200, 100));
+    }
+}
+
+#[tokio::test]
+async fn a_dedupe_forgets_the_rows_of_a_batch_that_was_sent_back() {
+    let config = serde_json::from_str::<PipelineConfig>(
+        r#"{"transforms":{"d":{"type":"dedupe","inputs":["push"],"fields":[".body"],"window":"1h","signals":["logs"]}}}"#,
+    )
+    .unwrap();
+    let model = Arc::new(Model::new(7, 0.5, 0.0));
+    let running = PipelineBuilder::new(config)
+        .input("push", Signals::ALL)
+        .build_on(model.clone(), Arc::new(NoPositions))
+        .unwrap();
+    let out = running.input("push").unwrap();
+    for i in 0..50 {
+        loop {
+            let mut b = batch("push", i, i + 1);
+            b.sources.clear();
+            if out.deliver(b).await.is_ok() {
+                break;
+            }
+        }
+    }
+    assert_eq!(model.total(), 50, "every acknowledged row is stored, whatever had to be sent again");
+    let report = running.stop(DEADLINE).await;
+    assert_eq!(find(&report, "d").dropped(DropReason::Duplicate), 0);
+}
+
 #[tokio::test]
 async fn one_refusing_branch_refuses_the_batch() {
     let picky = Arc::new(Recorder { refuse_row: Some("push:7".into()), ..Recorder::default() });

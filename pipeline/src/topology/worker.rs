@@ -88,25 +88,21 @@ pub(super) async fn run_transform(
     while let Some(envelope) = intake.next().await {
         let Envelope { batch: mut whole, ack, permit, ordered, .. } = envelope;
         let rows = whole.data.rows();
-        let applied = if transform.signals().has(&whole.data) {
+        let mut ack = ack;
+        if transform.signals().has(&whole.data) {
             let data = std::mem::replace(&mut whole.data, Data::empty());
-            apply(&transform, data, &counters, rows).await
-        } else {
-            Ok(whole.data)
-        };
-        match applied {
-            Ok(data) => whole.data = data,
-            Err(refusal) => {
-                // Refused for good: the batch would fail again, and `Unavailable` would hold back its source for ever.
-                let (reason, why) = match refusal {
-                    Refusal::Error(e) => (DropReason::Refused, e.to_string()),
-                    Refusal::Panic(text) => (DropReason::Panicked, text),
-                };
-                counters.dropped(reason, rows as u64);
-                counters.fault(Fault::Failure, 1);
-                tracing::error!(transform = %counters.name(), rows, reason = %why, "transform failed, batch refused");
-                ack.answer(Err(DeliveryError::Rejected(format!("transform {}: {why}", counters.name()))));
-                continue;
+            let (own, counts) = (transform.clone(), counters.clone());
+            match off_thread(rows, move || own.apply_tracked(data, &counts)).await {
+                Ok((data, settle)) => {
+                    whole.data = data;
+                    if let Some(settle) = settle {
+                        ack = ack.watched(settle);
+                    }
+                }
+                Err(refusal) => {
+                    ack.answer(Err(refusal.told(&counters, rows)));
+                    continue;
+                }
             }
         }
         counters.delivered(whole.data.rows() as u64);
@@ -124,23 +120,37 @@ pub(super) async fn run_transform(
     Ok(())
 }
 
-enum Refusal {
+/// Why a transform did not work on a batch.
+pub(super) enum Refusal {
     Error(TransformError),
     Panic(String),
 }
 
-async fn apply(
-    transform: &Arc<dyn Transform>,
-    data: Data,
-    counters: &Arc<Counters>,
+impl Refusal {
+    /// Counts and logs it, and says it to the source. Refused for good: the batch would fail again, and `Unavailable`
+    /// would hold back its source for ever.
+    pub fn told(self, counters: &Counters, rows: usize) -> DeliveryError {
+        let (reason, why) = match self {
+            Refusal::Error(e) => (DropReason::Refused, e.to_string()),
+            Refusal::Panic(text) => (DropReason::Panicked, text),
+        };
+        counters.dropped(reason, rows as u64);
+        counters.fault(Fault::Failure, 1);
+        tracing::error!(transform = %counters.name(), rows, reason = %why, "transform failed, batch refused");
+        DeliveryError::Rejected(format!("transform {}: {why}", counters.name()))
+    }
+}
+
+/// Runs the work on `rows` rows off the async threads, unless it is little. Panics are caught.
+pub(super) async fn off_thread<T: Send + 'static>(
     rows: usize,
-) -> Result<Data, Refusal> {
+    work: impl FnOnce() -> Result<T, TransformError> + Send + 'static,
+) -> Result<T, Refusal> {
     let done = if rows <= INLINE_ROWS_MAX {
-        std::panic::catch_unwind(AssertUnwindSafe(|| transform.apply(data, counters)))
+        std::panic::catch_unwind(AssertUnwindSafe(work))
     } else {
-        let (transform, counters) = (transform.clone(), counters.clone());
         // Awaited at once, so this task owns it; a panic comes back as its error.
-        match tokio::task::spawn_blocking(move || transform.apply(data, &counters)).await {
+        match tokio::task::spawn_blocking(work).await {
             Ok(done) => Ok(done),
             Err(e) if e.is_panic() => Err(e.into_panic()),
             Err(e) => return Err(Refusal::Panic(e.to_string())),

@@ -214,6 +214,7 @@ impl Transform for Edit {
                         _ => {}
                     }
                 }
+                true
             })
             .map(Data::Metrics),
         }

@@ -1,20 +1,14 @@
 //! `filter`: keeps the rows whose condition holds. Of metrics it keeps or drops whole series with their points.
 
-use std::collections::HashSet;
-
-use arrow::{
-    array::{AsArray, BooleanArray, RecordBatch},
-    compute::filter_record_batch,
-    datatypes::Int64Type,
-};
+use arrow::array::RecordBatch;
 use serde::Deserialize;
-use storage::model::MetricBatch;
 
 use crate::{
     component::{Data, Signals, Transform, TransformError},
     condition::Condition,
     error::ConfigError,
     metrics::{Counters, DropReason},
+    transform::series,
 };
 
 #[derive(Debug, Deserialize)]
@@ -41,29 +35,7 @@ impl Filter {
 
     fn keep(&self, rows: RecordBatch) -> Result<RecordBatch, TransformError> {
         let mask = self.condition.mask(&rows);
-        if mask.iter().all(|k| *k) {
-            return Ok(rows);
-        }
-        Ok(filter_record_batch(&rows, &BooleanArray::from(mask))?)
-    }
-
-    fn keep_series(&self, m: MetricBatch) -> Result<MetricBatch, TransformError> {
-        let series = self.keep(m.series.clone())?;
-        if series.num_rows() == m.series.num_rows() {
-            return Ok(m);
-        }
-        let kept: HashSet<i64> = series.column(0).as_primitive::<Int64Type>().values().iter().copied().collect();
-        let points = |rows: &RecordBatch| -> Result<RecordBatch, TransformError> {
-            let ids = rows.column(0).as_primitive::<Int64Type>().values();
-            let mask: Vec<bool> = ids.iter().map(|id| kept.contains(id)).collect();
-            Ok(filter_record_batch(rows, &BooleanArray::from(mask))?)
-        };
-        Ok(MetricBatch {
-            samples: points(&m.samples)?,
-            histograms: points(&m.histograms)?,
-            exemplars: points(&m.exemplars)?,
-            series,
-        })
+        series::keep_rows(rows, mask)
     }
 }
 
@@ -77,7 +49,10 @@ impl Transform for Filter {
         let kept = match data {
             Data::Logs(rows) => Data::Logs(self.keep(rows)?),
             Data::Spans(rows) => Data::Spans(self.keep(rows)?),
-            Data::Metrics(m) => Data::Metrics(self.keep_series(m)?),
+            Data::Metrics(m) => {
+                let mask = self.condition.mask(&m.series);
+                Data::Metrics(series::keep_series(m, &mask)?)
+            }
         };
         counters.dropped(DropReason::Filtered, (before - kept.rows()) as u64);
         Ok(kept)

@@ -1,21 +1,78 @@
-//! Metric series under new labels: new ids, one row for each, points moved along.
+//! Metric series under new labels (new ids, one row for each, points moved along), and fewer series or points.
 
 use std::collections::HashMap;
 
 use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array},
-    compute::take_record_batch,
+    array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray, UInt32Array},
+    compute::{filter_record_batch, take_record_batch},
     datatypes::Int64Type,
 };
 use storage::model::{Labels, MetricBatch, labels::id_of_json};
 
 use crate::{component::TransformError, transform::attributes::TextColumn};
 
-/// Changes the labels of each series. Series that become equal become one; of two samples at one time of one series
-/// the store keeps the later one.
+/// The rows whose mask is true.
+pub(super) fn keep_rows(rows: RecordBatch, mask: Vec<bool>) -> Result<RecordBatch, TransformError> {
+    if mask.iter().all(|k| *k) {
+        return Ok(rows);
+    }
+    Ok(filter_record_batch(&rows, &BooleanArray::from(mask))?)
+}
+
+/// The series whose mask is true, with their points.
+pub(super) fn keep_series(m: MetricBatch, mask: &[bool]) -> Result<MetricBatch, TransformError> {
+    if mask.iter().all(|k| *k) {
+        return Ok(m);
+    }
+    let fates = by_series(&m, mask);
+    let points = |rows: RecordBatch| {
+        let kept = ids_of(&rows).iter().map(|id| fates.get(id).copied().unwrap_or(false)).collect();
+        keep_rows(rows, kept)
+    };
+    Ok(MetricBatch {
+        series: keep_rows(m.series, mask.to_vec())?,
+        samples: points(m.samples)?,
+        histograms: points(m.histograms)?,
+        exemplars: points(m.exemplars)?,
+    })
+}
+
+/// The points whose fate is true, asked in the order of rows. Series without points stay: a source may send a series row
+/// alone.
+pub(super) fn keep_points<T: Copy>(
+    m: MetricBatch,
+    facts: &[T],
+    absent: T,
+    mut fate: impl FnMut(T) -> bool,
+) -> Result<MetricBatch, TransformError> {
+    let facts = by_series(&m, facts);
+    let mut points = |rows: RecordBatch| {
+        let kept = ids_of(&rows).iter().map(|id| fate(facts.get(id).copied().unwrap_or(absent))).collect();
+        keep_rows(rows, kept)
+    };
+    Ok(MetricBatch {
+        samples: points(m.samples)?,
+        histograms: points(m.histograms)?,
+        exemplars: points(m.exemplars)?,
+        series: m.series,
+    })
+}
+
+/// A fact of each series row, by series id.
+fn by_series<T: Copy>(m: &MetricBatch, facts: &[T]) -> HashMap<i64, T> {
+    ids_of(&m.series).iter().copied().zip(facts.iter().copied()).collect()
+}
+
+/// The series id of each row: the first column of all four tables.
+fn ids_of(rows: &RecordBatch) -> &[i64] {
+    rows.column(0).as_primitive::<Int64Type>().values()
+}
+
+/// Changes the labels of each series; a series whose change says `false` leaves with its points. Series that become
+/// equal become one; of two samples at one time of one series the store keeps the later one.
 pub(super) fn relabel(
     batch: MetricBatch,
-    mut change: impl FnMut(&mut Labels),
+    mut change: impl FnMut(&mut Labels) -> bool,
 ) -> Result<MetricBatch, TransformError> {
     let old = &batch.series;
     let column = |name: &str| {
@@ -28,11 +85,15 @@ pub(super) fn relabel(
     let mut moved: HashMap<i64, i64> = HashMap::with_capacity(old.num_rows());
     let mut row_of: HashMap<i64, usize> = HashMap::new();
     let (mut rows, mut texts, mut new_ids, mut span) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut dropped = false;
     let mut derived = ["metric", "job", "instance"].map(|name| (name, column(name).map(TextColumn::like)));
     for row in 0..old.num_rows() {
         let mut labels =
             Labels::from_json(json.value(row)).map_err(|e| TransformError(format!("series labels: {e}")))?;
-        change(&mut labels);
+        if !change(&mut labels) {
+            dropped = true;
+            continue;
+        }
         let text = labels.to_json();
         let id = id_of_json(&text);
         moved.insert(ids.value(row), id);
@@ -56,7 +117,7 @@ pub(super) fn relabel(
         }
         texts.push(text);
     }
-    if moved.iter().all(|(a, b)| a == b) {
+    if !dropped && moved.iter().all(|(a, b)| a == b) {
         return Ok(batch);
     }
     let kept = take_record_batch(old, &UInt32Array::from(rows))?;
@@ -74,8 +135,8 @@ pub(super) fn relabel(
         put(name, out?.finish())?;
     }
     let points = |rows: &RecordBatch| -> Result<RecordBatch, TransformError> {
-        let ids = rows.column(0).as_primitive::<Int64Type>();
-        let new: Int64Array = ids.values().iter().map(|id| moved.get(id).copied().unwrap_or(*id)).collect();
+        let rows = keep_rows(rows.clone(), ids_of(rows).iter().map(|id| moved.contains_key(id)).collect())?;
+        let new: Int64Array = ids_of(&rows).iter().map(|id| moved[id]).collect();
         let mut columns = rows.columns().to_vec();
         columns[0] = std::sync::Arc::new(new);
         Ok(RecordBatch::try_new(rows.schema(), columns)?)

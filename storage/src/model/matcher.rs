@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::Labels;
+use super::{Labels, re2};
 
 /// Largest compiled size of a matcher's regular expression, bytes.
 pub const MATCHER_REGEX_BYTES_MAX: usize = 10 << 20;
@@ -32,7 +32,9 @@ impl Matcher {
             MatchOp::Eq | MatchOp::Ne => None,
             // `(?s:` so that `.` also matches a newline, as in Prometheus.
             MatchOp::Re | MatchOp::Nre => Some(
-                regex::RegexBuilder::new(&format!("^(?s:{value})$")).size_limit(MATCHER_REGEX_BYTES_MAX).build()?,
+                regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
+                    .size_limit(MATCHER_REGEX_BYTES_MAX)
+                    .build()?,
             ),
         };
         Ok(Matcher { name, op, value, regex })

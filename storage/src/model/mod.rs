@@ -9,6 +9,7 @@ pub mod batch;
 pub mod json;
 pub mod labels;
 pub mod matcher;
+pub mod re2;
 pub mod schema;
 pub mod tenant;
 pub mod time;

@@ -1,4 +1,7 @@
-//! `filter`, `set`, `rename` and `remove` on the three signals.
+//! Transforms on the three signals: here `filter`, `set`, `rename` and `remove`; the others by what they are for.
+
+mod choosing;
+mod shaping;
 
 use std::sync::Arc;
 
@@ -6,6 +9,8 @@ use storage::model::{
     Labels, LogBatchBuilder, LogRow, MetricBatchBuilder, SpanBatchBuilder, SpanRow, TenantId,
     batch::{HistogramRow, SeriesMeta},
 };
+
+use storage::vfs::{Clock, SystemClock};
 
 use super::registry::TransformConfig;
 use crate::{
@@ -15,13 +20,17 @@ use crate::{
     sink::stdout::write_batch,
 };
 
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::default())
+}
+
 fn build(json: &str) -> Arc<dyn Transform> {
-    serde_json::from_str::<TransformConfig>(json).unwrap().build("transforms.t").unwrap()
+    serde_json::from_str::<TransformConfig>(json).unwrap().build("transforms.t", &clock()).unwrap()
 }
 
 fn errors(json: &str) -> Vec<String> {
     let config = serde_json::from_str::<TransformConfig>(json).unwrap();
-    config.build("transforms.t").err().unwrap().iter().map(ToString::to_string).collect()
+    config.build("transforms.t", &clock()).err().unwrap().iter().map(ToString::to_string).collect()
 }
 
 fn apply(t: &dyn Transform, data: Data) -> (Vec<serde_json::Value>, u64) {
