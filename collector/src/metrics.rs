@@ -15,10 +15,12 @@ pub enum Protocol {
     OtlpGrpc,
     Loki,
     Ndjson,
+    RemoteWrite,
 }
 
 impl Protocol {
-    const ALL: [Protocol; 4] = [Protocol::OtlpHttp, Protocol::OtlpGrpc, Protocol::Loki, Protocol::Ndjson];
+    const ALL: [Protocol; 5] =
+        [Protocol::OtlpHttp, Protocol::OtlpGrpc, Protocol::Loki, Protocol::Ndjson, Protocol::RemoteWrite];
 
     const fn name(self) -> &'static str {
         match self {
@@ -26,6 +28,7 @@ impl Protocol {
             Protocol::OtlpGrpc => "otlp_grpc",
             Protocol::Loki => "loki",
             Protocol::Ndjson => "ndjson",
+            Protocol::RemoteWrite => "remote_write",
         }
     }
 }

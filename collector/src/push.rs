@@ -23,6 +23,7 @@ use crate::{
     loki_push,
     metrics::{IngestMetrics, Protocol},
     ndjson, otlp,
+    remote_write::{self, FamilyMemory},
     reply::Failure,
 };
 
@@ -51,7 +52,7 @@ impl Default for PushConfig {
     }
 }
 
-/// All push routes: OTLP over HTTP, Loki push, NDJSON.
+/// All push routes: OTLP over HTTP, Loki push, remote write, NDJSON.
 pub fn push_router(config: PushConfig, out: Output) -> Router {
     routes(Push::new(config, out))
 }
@@ -67,6 +68,8 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
         .route("/ingest/ndjson", post(ndjson::push))
         .route("/loki/api/v1/push", post(loki_push::push))
         .route("/api/prom/push", post(loki_push::push))
+        .route("/api/v1/write", post(remote_write::push))
+        .route("/prometheus/api/v1/write", post(remote_write::push))
         .route("/v1/logs", post(otlp::http::logs))
         .route("/otlp/v1/logs", post(otlp::http::logs))
         .route("/v1/metrics", post(otlp::http::metrics))
@@ -80,6 +83,7 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
 /// What handlers share.
 pub(crate) struct Push {
     pub config: PushConfig,
+    pub families: FamilyMemory,
     out: Output,
     memory: Arc<Semaphore>,
     memory_units: usize,
@@ -119,7 +123,8 @@ impl Push {
         let memory_units = (config.in_flight_bytes_max / MEMORY_UNIT).clamp(1, u32::MAX as usize >> 4);
         let swollen = config.limits.inflated_bytes_max.saturating_mul(COST_INFLATING).max(1);
         let swelling = Semaphore::new((config.in_flight_bytes_max / swollen).max(1));
-        Arc::new(Push { config, out, memory: Arc::new(Semaphore::new(memory_units)), memory_units, swelling })
+        let memory = Arc::new(Semaphore::new(memory_units));
+        Arc::new(Push { config, families: FamilyMemory::default(), out, memory, memory_units, swelling })
     }
 
     /// Nanoseconds since the epoch.

@@ -64,7 +64,8 @@ pub struct Judge<'a> {
 pub fn judge(oracle: &Oracle, app: &str, server: &Server, requests: &mut [Request], scope: &Scope) -> Verdict {
     let mut judge = Judge { oracle, app, client: server.client(), verdict: Verdict::default(), seen: HashMap::new() };
     judge.logs(requests, scope);
-    judge.points(requests, scope);
+    judge.points(Kind::Points, requests, scope);
+    judge.points(Kind::Written, requests, scope);
     judge.traces(requests, scope);
     judge.settle(requests, scope);
     judge.verdict
@@ -144,20 +145,23 @@ impl Judge<'_> {
         }
     }
 
-    fn points(&mut self, requests: &[Request], scope: &Scope) {
+    fn points(&mut self, kind: Kind, requests: &[Request], scope: &Scope) {
+        let metric = kind.metric().expect("a kind of points");
         let mut writers: BTreeMap<u64, HashMap<i64, (usize, u64)>> = BTreeMap::new();
-        for (i, r) in requests.iter().enumerate().filter(|(_, r)| r.kind == Kind::Points && scope.has(r)) {
+        for (i, r) in requests.iter().enumerate().filter(|(_, r)| r.kind == kind && scope.has(r)) {
             let places = writers.entry(r.writer).or_default();
             places.extend(r.ids().map(|id| (r.ts(id) / 1_000_000, (i, id))));
         }
         for (writer, places) in writers {
             for (start, end) in self.windows(scope, requests) {
                 let seconds = (end - start) / 1_000_000_000;
-                let query = encode(&format!("torture_gauge{{writer=\"w{writer}\"}}[{seconds}s]"));
+                let query = encode(&format!("{metric}{{writer=\"w{writer}\"}}[{seconds}s]"));
                 let answer = self.ask(&format!("/api/v1/query?query={query}&time={}", end / 1_000_000_000));
                 for series in answer.unwrap_or_default()["data"]["result"].as_array().into_iter().flatten() {
-                    let wanted = json!({ "__name__": "torture_gauge", "job": self.app, "service_name": self.app,
-                        "writer": format!("w{writer}") });
+                    let mut wanted = json!({ "__name__": metric, "job": self.app, "writer": format!("w{writer}") });
+                    if kind == Kind::Points {
+                        wanted["service_name"] = self.app.into();
+                    }
                     if series["metric"] != wanted {
                         self.verdict.violation(format!("series nobody sent: {}", series["metric"]));
                         continue;

@@ -10,6 +10,7 @@ mod judge;
 mod oracle;
 mod otel_sdk;
 mod power_cut;
+mod prometheus;
 mod server;
 mod skip;
 mod smoke;

@@ -53,6 +53,8 @@ pub enum Kind {
     Ndjson,
     Loki,
     Points,
+    /// Points by remote write.
+    Written,
     /// Spans of new traces.
     Spans,
     /// More spans of the traces of an earlier request, whose ids it shares.
@@ -62,6 +64,15 @@ pub enum Kind {
 impl Kind {
     pub fn is_log(self) -> bool {
         matches!(self, Kind::Ndjson | Kind::Loki)
+    }
+
+    /// The metric of a request of points.
+    pub fn metric(self) -> Option<&'static str> {
+        match self {
+            Kind::Points => Some("torture_gauge"),
+            Kind::Written => Some("torture_written"),
+            _ => None,
+        }
     }
 }
 
@@ -91,7 +102,7 @@ pub struct Request {
 
 /// Between the records of a request, ns: points must differ in their milliseconds.
 pub fn step(kind: Kind) -> i64 {
-    if kind == Kind::Points { 1_000_000 } else { 1_000 }
+    if kind.metric().is_some() { 1_000_000 } else { 1_000 }
 }
 
 impl Request {
@@ -303,6 +314,22 @@ impl Oracle {
                     "scopeMetrics": [{ "metrics": [metric] }] }] });
                 ("/v1/metrics", "application/json", body.to_string().into_bytes())
             }
+            Kind::Written => {
+                let mut series = Vec::new();
+                for (name, value) in [("__name__", "torture_written"), ("job", app), ("writer", writer.as_str())] {
+                    let label = [field(1, name.as_bytes()), field(2, value.as_bytes())].concat();
+                    series.extend(field(1, &label));
+                }
+                for id in r.ids() {
+                    let mut sample = vec![1 << 3 | 1];
+                    sample.extend(self.value(id).to_le_bytes());
+                    sample.push(2 << 3);
+                    sample.extend(varint(r.ts(id) as u64 / 1_000_000));
+                    series.extend(field(2, &sample));
+                }
+                let body = snap::raw::Encoder::new().compress_vec(&field(1, &series)).expect("small enough");
+                ("/api/v1/write", "application/x-protobuf", body)
+            }
             Kind::Spans | Kind::MoreSpans => {
                 let spans: Vec<Value> = r.ids().flat_map(|id| self.spans(id, r.ts(id), r.kind)).map(sent).collect();
                 let body = json!({ "resourceSpans": [{ "resource": resource(app),
@@ -311,6 +338,21 @@ impl Oracle {
             }
         }
     }
+}
+
+fn varint(mut v: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while v >= 0x80 {
+        out.push(v as u8 | 0x80);
+        v >>= 7;
+    }
+    out.push(v as u8);
+    out
+}
+
+/// A length-delimited field of a protobuf message.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2][..], &varint(bytes.len() as u64), bytes].concat()
 }
 
 fn resource(app: &str) -> Value {

@@ -241,7 +241,8 @@ impl Run {
         let mut clock = self.clocks[writer as usize].lock().expect("no writer panicked");
         let mut traces: Vec<Request> = Vec::new();
         while !stop.load(Ordering::SeqCst) {
-            let kind = [Kind::Ndjson, Kind::Ndjson, Kind::Loki, Kind::Points, Kind::Spans][rng.below(5) as usize];
+            let kinds = [Kind::Ndjson, Kind::Ndjson, Kind::Loki, Kind::Points, Kind::Written, Kind::Spans];
+            let kind = kinds[rng.below(kinds.len() as u64) as usize];
             let most = if rng.one_in(30) { RECORDS.1 } else { RECORDS.0 };
             // A trace is asked for on its own.
             let count = 1 + rng.below(if kind == Kind::Spans { most / 8 } else { most });
@@ -334,7 +335,11 @@ impl Run {
         let any = requests.len() as u64;
         let again: BTreeSet<usize> =
             (0..6).filter(|_| any > 0).map(|_| self.rng.below(any.max(1)) as usize).collect();
-        for (i, request) in requests.iter_mut().enumerate().filter(|(_, r)| r.kind == Kind::Ndjson) {
+        for (i, request) in requests.iter_mut().enumerate() {
+            // A batch id makes it safe to send NDJSON again; a sample is the same at the same time.
+            if !matches!(request.kind, Kind::Ndjson | Kind::Written) {
+                continue;
+            }
             if again.contains(&i) || (request.fate == Fate::Maybe && self.rng.one_in(2)) {
                 request.resent += 1;
                 assert!(self.send(&mut client, request), "the server went away by itself\n{}", self.place.log_end());

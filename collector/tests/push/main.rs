@@ -5,3 +5,4 @@ mod grpc;
 mod loki;
 mod ndjson;
 mod otlp;
+mod remote_write;

@@ -22,6 +22,10 @@ pub struct Limits {
     pub labels_max: usize,
     pub label_name_bytes_max: usize,
     pub label_value_bytes_max: usize,
+    /// Labels of one metric series of remote write, and bytes of a value. Above what real series have: each value is kept
+    /// in the memory of the index.
+    pub series_labels_max: usize,
+    pub series_value_bytes_max: usize,
     /// Bytes of one line of a Loki push (Loki's default).
     pub line_bytes_max: usize,
     /// Structured metadata of one entry of a Loki push (Loki's defaults).
@@ -48,6 +52,8 @@ impl Default for Limits {
             labels_max: 15,
             label_name_bytes_max: 1024,
             label_value_bytes_max: 2048,
+            series_labels_max: 256,
+            series_value_bytes_max: 16 << 10,
             line_bytes_max: 256 << 10,
             metadata_entries_max: 128,
             metadata_bytes_max: 64 << 10,

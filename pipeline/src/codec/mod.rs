@@ -11,6 +11,7 @@ pub mod ndjson;
 pub mod otlp;
 pub mod outcome;
 mod raw_cache;
+pub mod remote_write;
 pub mod stream;
 
 pub use limits::Limits;

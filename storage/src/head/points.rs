@@ -1,6 +1,7 @@
 //! Series of metric points: which (series, day) pairs a batch touches, and which of them are new.
 //!
-//! A series has one row in `metric_series` for each day it has a point on; the WAL carries a row only when it is new.
+//! A series has one row in `metric_series` for each day it has a point on; the WAL carries a row only when it is new, or
+//! when it tells a type, unit or help that was not known (remote write 1.0 sends those after the first samples).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -67,6 +68,7 @@ pub(crate) fn new_series(
 ) -> Result<Option<RecordBatch>, AppendError> {
     let ids = series.column(0).as_primitive::<Int64Type>().values();
     let texts = series.column(1).as_string::<i32>();
+    let told = ["type", "unit", "help"].map(|name| series.column_by_name(name));
     let mut row_of: HashMap<i64, u32> = HashMap::with_capacity(ids.len());
     for (i, id) in ids.iter().enumerate() {
         row_of.insert(*id, i as u32);
@@ -74,8 +76,17 @@ pub(crate) fn new_series(
     let mut rows = Vec::new();
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for ((id, day), (min, max)) in lives {
-        if index.contains(*day, *id) {
-            continue;
+        if let Some(known) = index.entry(*day, *id) {
+            let Some(row) = row_of.get(id) else { continue };
+            let known = match known.meta.as_deref() {
+                Some(text) => [text.metric_type.is_some(), text.unit.is_some(), text.help.is_some()],
+                None => [false; 3],
+            };
+            let new = told.map(|column| column.is_some_and(|c| c.is_valid(*row as usize)));
+            // More than before, and nothing less: two senders that disagree must not write it again and again.
+            if new == known || !known.iter().zip(new).all(|(k, n)| n || !k) {
+                continue;
+            }
         }
         let Some(row) = row_of.get(id) else {
             return Err(AppendError::Invalid(format!("points of series {id} come without its labels")));

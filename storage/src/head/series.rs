@@ -28,6 +28,18 @@ pub(crate) struct SeriesText {
     pub help: Option<Arc<str>>,
 }
 
+impl SeriesText {
+    /// What is absent here as `other` has it: an older row may tell more.
+    fn or(self, other: Option<&SeriesText>) -> SeriesText {
+        let Some(other) = other else { return self };
+        SeriesText {
+            metric_type: self.metric_type.or_else(|| other.metric_type.clone()),
+            unit: self.unit.or_else(|| other.unit.clone()),
+            help: self.help.or_else(|| other.help.clone()),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct DayIndex {
     entries: HashMap<i64, Entry>,
@@ -53,8 +65,8 @@ impl LabelIndex {
         new
     }
 
-    pub fn contains(&self, day: i64, id: i64) -> bool {
-        self.days.get(&day).is_some_and(|d| d.entries.contains_key(&id))
+    pub fn entry(&self, day: i64, id: i64) -> Option<&Entry> {
+        self.days.get(&day)?.entries.get(&id)
     }
 
     /// Labels of an id on any day.
@@ -88,7 +100,7 @@ impl LabelIndex {
             if let (Some(meta), Some(e)) = (meta, self.days.get_mut(&day).and_then(|d| d.entries.get_mut(&id)))
                 && e.meta.as_deref() != Some(&meta)
             {
-                e.meta = Some(Arc::new(meta));
+                e.meta = Some(Arc::new(meta.or(e.meta.as_deref())));
             }
             return;
         }

@@ -1,6 +1,10 @@
 //! Builders of input batches, row by row. Codecs that have columns at hand may build the arrays themselves.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
 
 use arrow::{
     array::{
@@ -304,12 +308,31 @@ impl MetricBatch {
     }
 }
 
+/// Takes a series id, itself a hash, for what it is.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxhash_rust::xxh3::xxh3_64(bytes);
+    }
+
+    fn write_i64(&mut self, id: i64) {
+        self.0 = id as u64;
+    }
+}
+
 /// Builds a [`MetricBatch`].
 #[derive(Default)]
 pub struct MetricBatchBuilder {
-    seen: HashSet<i64>,
     rows: Vec<(i64, i64)>, // first_ms, last_ms by series row
-    row_of: std::collections::HashMap<i64, usize>,
+    row_of: HashMap<i64, usize, BuildHasherDefault<IdHasher>>,
+    /// Id and row of the series named last: points of one series mostly follow each other.
+    last: Option<(i64, usize)>,
     s_id: Int64Builder,
     s_labels: StringBuilder,
     s_metric: DictBuilder,
@@ -367,18 +390,36 @@ impl MetricBatchBuilder {
         self.len() == 0
     }
 
+    /// Bytes of the labels declared so far.
+    pub fn label_bytes(&self) -> usize {
+        self.s_labels.values_slice().len()
+    }
+
     /// Declares a series and returns its id. `labels` holds `__name__`. The first declaration's `meta` counts.
     pub fn series(&mut self, labels: &Labels, meta: SeriesMeta<'_>) -> i64 {
-        let json = labels.to_json();
-        let id = super::labels::id_of_json(&json);
-        if self.seen.insert(id) {
-            self.row_of.insert(id, self.rows.len());
+        let metric = labels.get("__name__").unwrap_or("");
+        self.series_of_json(&labels.to_json(), metric, labels.get("job"), labels.get("instance"), meta)
+    }
+
+    /// As [`MetricBatchBuilder::series`], for labels that are at hand as canonical JSON ([`Labels::to_json`]).
+    pub fn series_of_json(
+        &mut self,
+        json: &str,
+        metric: &str,
+        job: Option<&str>,
+        instance: Option<&str>,
+        meta: SeriesMeta<'_>,
+    ) -> i64 {
+        let id = super::labels::id_of_json(json);
+        let row = *self.row_of.entry(id).or_insert(self.rows.len());
+        self.last = Some((id, row));
+        if row == self.rows.len() {
             self.rows.push((i64::MAX, i64::MIN));
             self.s_id.append_value(id);
-            self.s_labels.append_value(&json);
-            self.s_metric.append_value(labels.get("__name__").unwrap_or(""));
-            self.s_job.append_option(labels.get("job"));
-            self.s_instance.append_option(labels.get("instance"));
+            self.s_labels.append_value(json);
+            self.s_metric.append_value(metric);
+            self.s_job.append_option(job);
+            self.s_instance.append_option(instance);
             self.s_type.append_option(meta.metric_type);
             self.s_unit.append_option(meta.unit);
             self.s_help.append_option(meta.help);
@@ -388,7 +429,11 @@ impl MetricBatchBuilder {
     }
 
     fn touch(&mut self, id: i64, ts_ms: i64) {
-        let row = self.row_of.get(&id).copied().expect("a point's series is declared first");
+        let row = match self.last {
+            Some((last, row)) if last == id => row,
+            _ => self.row_of.get(&id).copied().expect("a point's series is declared first"),
+        };
+        self.last = Some((id, row));
         let (first, last) = &mut self.rows[row];
         *first = ts_ms.min(*first);
         *last = ts_ms.max(*last);
@@ -436,7 +481,7 @@ impl MetricBatchBuilder {
         span_id: Option<&[u8]>,
         labels: &str,
     ) {
-        assert!(self.seen.contains(&id), "an exemplar's series is declared first");
+        assert!(self.row_of.contains_key(&id), "an exemplar's series is declared first");
         self.e_id.append_value(id);
         self.e_ts.append_value(ts_ms);
         self.e_value.append_value(value);
@@ -454,8 +499,8 @@ impl MetricBatchBuilder {
             first.append_value(if a == i64::MAX { 0 } else { a });
             last.append_value(if b == i64::MIN { 0 } else { b });
         }
-        self.seen.clear();
         self.row_of.clear();
+        self.last = None;
         let build = |table, columns: Vec<ArrayRef>| {
             RecordBatch::try_new(schema::input(table), columns).expect("builder columns follow the metric schemas")
         };

@@ -1,0 +1,178 @@
+//! Prometheus remote write 1.0 and 2.0: `POST /api/v1/write`. Answers are plain text.
+//!
+//! Good points of a request are stored whatever else is in it. 204: all is well; 400: something was refused and shall
+//! not be sent again; 503: nothing is wrong with the request (senders of Prometheus drop what is answered 429).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, RwLock},
+};
+
+use axum::{
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use pipeline::codec::{
+    compress::Encoding,
+    remote_write::{self, Families, Version},
+};
+use storage::model::TenantId;
+
+use crate::{
+    auth,
+    metrics::Protocol,
+    push::{Push, media_type},
+    reply::Failure,
+};
+
+/// How many samples, histograms and exemplars were stored.
+const WRITTEN: [&str; 3] = [
+    "x-prometheus-remote-write-samples-written",
+    "x-prometheus-remote-write-histograms-written",
+    "x-prometheus-remote-write-exemplars-written",
+];
+
+/// Tenants whose metric families are remembered.
+const TENANTS_MAX: usize = 1000;
+
+/// What 1.0 senders told of metric families, which they do apart from the samples.
+#[derive(Default)]
+pub(crate) struct FamilyMemory(RwLock<HashMap<TenantId, Arc<RwLock<Families>>>>);
+
+impl FamilyMemory {
+    fn of(&self, tenant: &TenantId) -> Arc<RwLock<Families>> {
+        // Nothing can panic while these locks are held; what is behind them is whole anyway.
+        let read = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(known) = read.get(tenant) {
+            return known.clone();
+        }
+        drop(read);
+        let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if all.len() >= TENANTS_MAX && !all.contains_key(tenant) {
+            return Arc::default();
+        }
+        all.entry(tenant.clone()).or_default().clone()
+    }
+}
+
+/// What became of a request that could be read.
+struct Written {
+    samples: u64,
+    histograms: u64,
+    exemplars: u64,
+    error: Option<String>,
+}
+
+pub(crate) async fn push(State(push): State<Arc<Push>>, headers: HeaderMap, body: Body) -> Response {
+    let mut sent = 0;
+    let version = negotiate(&headers);
+    let written = match &version {
+        Ok(version) => take(&push, *version, &headers, body, &mut sent).await,
+        Err(failure) => Err(failure.clone()),
+    };
+    let mut response = match &written {
+        Ok(Written { error: None, .. }) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Written { error: Some(message), .. }) => text(&Failure::new(StatusCode::BAD_REQUEST, message)),
+        Err(failure) => text(failure),
+    };
+    // A 2.0 sender that finds no counts takes us for a 1.0 receiver.
+    if matches!(version, Ok(Version::V2)) {
+        let counts = written.as_ref().map_or([0; 3], |w| [w.samples, w.histograms, w.exemplars]);
+        for (name, n) in WRITTEN.into_iter().zip(counts) {
+            response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(n));
+        }
+    }
+    push.metrics().request(Protocol::RemoteWrite, response.status(), sent);
+    response
+}
+
+fn text(failure: &Failure) -> Response {
+    failure.response("text/plain; charset=utf-8", format!("{}\n", failure.message))
+}
+
+/// The message that the headers announce; 415 when it is none of ours.
+fn negotiate(headers: &HeaderMap) -> Result<Version, Failure> {
+    const MESSAGES: &str = "use application/x-protobuf with proto=prometheus.WriteRequest (1.0, the default) or \
+                            proto=io.prometheus.write.v2.Request (2.0), and Content-Encoding: snappy";
+    let unsupported = |what: String| Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("{what}; {MESSAGES}"));
+    let encoding = headers.get(header::CONTENT_ENCODING).map_or(Ok(""), |v| v.to_str()).unwrap_or("?").trim();
+    if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("snappy") {
+        return Err(unsupported(format!("Content-Encoding {encoding:?} is not supported")));
+    }
+    let sent = headers.get(header::CONTENT_TYPE).map_or(Ok(""), |v| v.to_str()).unwrap_or("?");
+    let media = media_type(headers);
+    if !media.is_empty() && media != "application/x-protobuf" {
+        return Err(unsupported(format!("Content-Type {sent:?} is not supported")));
+    }
+    let proto = sent.split(';').skip(1).find_map(|p| {
+        let (name, value) = p.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("proto").then(|| value.trim().trim_matches('"'))
+    });
+    match proto {
+        None | Some("prometheus.WriteRequest") => Ok(Version::V1),
+        Some("io.prometheus.write.v2.Request") => Ok(Version::V2),
+        Some(other) => Err(unsupported(format!("message {other:?} is not known"))),
+    }
+}
+
+async fn take(
+    push: &Push,
+    version: Version,
+    headers: &HeaderMap,
+    body: Body,
+    sent: &mut usize,
+) -> Result<Written, Failure> {
+    let tenant = auth::tenant(headers)?;
+    let received = push.receive(headers, body, true).await?;
+    *sent = received.sent;
+    let families = push.families.of(&tenant);
+    let mut write = push
+        .decode(received.body.clone(), Encoding::SnappyBlock, move |body, limits, now| {
+            let known = families.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut write = remote_write::decode(&body, version, limits, now, &known)?;
+            drop(known);
+            let told = std::mem::take(&mut write.told);
+            if !told.is_empty() {
+                families.write().unwrap_or_else(std::sync::PoisonError::into_inner).learn(told);
+            }
+            Ok(write)
+        })
+        .await?;
+    if let Some(first) = write.decoded.rejected.details.first() {
+        tracing::debug!(refused = write.decoded.rejected.total(), first = %first.message, "remote write: points refused");
+    }
+    push.deliver(Protocol::RemoteWrite, tenant, &mut write.decoded, None).await?;
+    let (samples, histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
+    Ok(Written { samples, histograms, exemplars, error: write.error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_decide_the_message_and_unknown_ones_are_415() {
+        let v2 = "application/x-protobuf;proto=io.prometheus.write.v2.Request";
+        for (content, encoding, want) in [
+            (None, None, Ok(Version::V1)),
+            (Some("application/x-protobuf"), Some("snappy"), Ok(Version::V1)),
+            (Some("application/x-protobuf; proto=\"prometheus.WriteRequest\""), Some("Snappy"), Ok(Version::V1)),
+            (Some(v2), Some("snappy"), Ok(Version::V2)),
+            (Some("application/x-protobuf;proto=other.Request"), None, Err(415)),
+            (Some("application/json"), None, Err(415)),
+            (Some(v2), Some("gzip"), Err(415)),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(c) = content {
+                headers.insert(header::CONTENT_TYPE, c.parse().unwrap());
+            }
+            if let Some(e) = encoding {
+                headers.insert(header::CONTENT_ENCODING, e.parse().unwrap());
+            }
+            let got = negotiate(&headers).map_err(|f| f.status.as_u16());
+            assert_eq!(got, want, "{content:?} {encoding:?}");
+        }
+    }
+}

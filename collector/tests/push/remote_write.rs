@@ -1,0 +1,149 @@
+//! Remote write over HTTP: what senders are told, and what is stored whatever they are told.
+
+use collector::{PushConfig, push_router};
+use pipeline::{
+    Output,
+    codec::remote_write::{encode_v1, encode_v2},
+};
+use storage::model::{
+    Labels, MetricBatch, MetricBatchBuilder, Table, TenantId, TimeRange,
+    batch::{HistogramRow, SeriesMeta},
+};
+
+use crate::fixture::{Answer, Fixture, post};
+
+const PATH: &str = "/api/v1/write";
+const V2: (&str, &str) = ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request");
+const MS: i64 = 1_700_000_000_000;
+/// Long after any test runs.
+const FAR: i64 = 9_000_000_000_000;
+
+fn packed(message: &[u8]) -> Vec<u8> {
+    snap::raw::Encoder::new().compress_vec(message).unwrap()
+}
+
+/// Two samples, the second at `second`; a histogram; an exemplar.
+fn batch(second: i64) -> MetricBatch {
+    let mut b = MetricBatchBuilder::new();
+    let meta = SeriesMeta { metric_type: Some("counter"), help: Some("Requests."), ..SeriesMeta::default() };
+    let id = b.series(&Labels::from_pairs([("__name__", "req_total"), ("job", "a")]), meta);
+    b.sample(id, MS, None, 1.0);
+    b.sample(id, second, None, 2.0);
+    b.exemplar(id, MS, 1.0, Some(&[1; 16]), None, "{}");
+    let h = b.series(&Labels::from_pairs([("__name__", "req_seconds")]), SeriesMeta::default());
+    let row = HistogramRow { count: 3.0, positive_counts: vec![1.0, 2.0], ..HistogramRow::default() };
+    b.histogram(h, MS, None, &row);
+    b.finish()
+}
+
+fn written(answer: &Answer) -> Vec<String> {
+    ["samples", "histograms", "exemplars"]
+        .iter()
+        .filter_map(|n| answer.headers.get(format!("x-prometheus-remote-write-{n}-written")))
+        .map(|v| v.to_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn both_versions_are_stored_and_2_0_is_told_how_much() {
+    for (headers, body, counts) in [
+        (&[] as &[(&str, &str)], encode_v1(&batch(MS + 1)), vec![]),
+        (&[V2, ("content-encoding", "snappy")], encode_v2(&batch(MS + 1)), vec!["2", "1", "1"]),
+    ] {
+        let f = Fixture::new().await;
+        for path in [PATH, "/prometheus/api/v1/write"] {
+            let answer = f.post(path, headers, packed(&body)).await;
+            assert_eq!((answer.status.as_u16(), answer.text().as_str()), (204, ""));
+            assert_eq!(written(&answer), counts);
+            f.store.flush().await.unwrap();
+        }
+        f.store.compact().await.unwrap();
+        // The same samples again are no more samples.
+        assert_eq!(f.column(Table::MetricSamples, "value").await, ["1", "2"]);
+        assert_eq!(f.column(Table::MetricHistograms, "positive_counts").await, ["[1,2]"]);
+        assert_eq!(f.column(Table::MetricExemplars, "trace_id").await[0], "01".repeat(16));
+        let mut series = f.column(Table::MetricSeries, "labels").await;
+        series.sort();
+        assert_eq!(series, [r#"{"__name__":"req_seconds"}"#, r#"{"__name__":"req_total","job":"a"}"#]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_400_and_the_rest_is_stored_and_counted() {
+    let f = Fixture::new().await;
+    let answer = f.post(PATH, &[V2], packed(&encode_v2(&batch(FAR)))).await;
+    assert_eq!(answer.status.as_u16(), 400);
+    assert!(answer.text().contains("too far in the future"), "{}", answer.text());
+    assert_eq!(written(&answer), ["1", "1", "1"]);
+    f.store.flush().await.unwrap();
+    let answer = f.post(PATH, &[], packed(&encode_v1(&batch(FAR)))).await;
+    assert_eq!((answer.status.as_u16(), written(&answer).len()), (400, 0));
+    f.store.flush().await.unwrap();
+    f.store.compact().await.unwrap();
+    assert_eq!(f.column(Table::MetricSamples, "value").await, ["1"]);
+    let mut text = String::new();
+    f.config.metrics.render(&mut text);
+    for line in [
+        "collector_push_records_rejected_total{protocol=\"remote_write\",reason=\"too_far_ahead\"} 2",
+        "collector_push_records_accepted_total{protocol=\"remote_write\"} 6",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_with_its_reason() {
+    let f = Fixture::new().await;
+    for (headers, body, status, what) in [
+        (vec![("content-type", "application/json")], packed(b""), 415, "application/x-protobuf"),
+        (vec![("content-encoding", "gzip")], packed(b""), 415, "snappy"),
+        (
+            vec![("content-type", "application/x-protobuf;proto=x")],
+            packed(b""),
+            415,
+            "io.prometheus.write.v2.Request",
+        ),
+        (vec![], b"not snappy".to_vec(), 400, "snappy"),
+        (vec![], packed(b"\x0a\xff"), 400, "protobuf"),
+        (vec![("x-scope-orgid", "../x")], packed(b""), 400, "X-Scope-OrgID"),
+    ] {
+        let answer = f.post(PATH, &headers, body).await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+        assert!(answer.text().contains(what) && answer.text().ends_with('\n'), "{}", answer.text());
+    }
+    assert_eq!(f.post(PATH, &[], packed(b"")).await.status.as_u16(), 204);
+}
+
+#[tokio::test]
+async fn senders_wait_with_503_when_nothing_can_be_taken() {
+    let (out, queue) = Output::bounded(1, 1 << 20);
+    drop(queue);
+    let router = push_router(PushConfig::default(), out);
+    let answer = post(&router, PATH, &[V2], packed(&encode_v2(&batch(MS + 1)))).await;
+    assert_eq!(answer.status.as_u16(), 503);
+    assert_eq!(written(&answer), ["0", "0", "0"]);
+    assert!(answer.headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn metadata_of_1_0_that_comes_after_the_samples_reaches_their_series() {
+    let f = Fixture::new().await;
+    let mut b = MetricBatchBuilder::new();
+    let id = b.series(&Labels::from_pairs([("__name__", "up_seconds_bucket"), ("le", "1")]), SeriesMeta::default());
+    b.sample(id, MS, None, 1.0);
+    let sample = packed(&encode_v1(&b.finish()));
+    assert_eq!(f.post(PATH, &[], sample.clone()).await.status.as_u16(), 204);
+    // MetricMetadata { type HISTOGRAM, name "up_seconds", help "Up." }.
+    let metadata = b"\x1a\x13\x08\x03\x12\x0aup_seconds\x22\x03Up.";
+    assert_eq!(f.post(PATH, &[], packed(metadata)).await.status.as_u16(), 204);
+    assert_eq!(f.post(PATH, &[], sample.clone()).await.status.as_u16(), 204);
+    // Told once: not written again.
+    assert_eq!(f.post(PATH, &[], sample).await.status.as_u16(), 204);
+    assert_eq!(f.column(Table::MetricSeries, "type").await, ["-", "histogram"]);
+    f.store.flush().await.unwrap();
+    let known = f.store.series(&TenantId::default_tenant(), &[], TimeRange::ALL).await.unwrap();
+    assert_eq!(
+        (known.len(), known[0].metric_type.as_deref(), known[0].help.as_deref()),
+        (1, Some("histogram"), Some("Up."))
+    );
+}
