@@ -16,7 +16,7 @@ use pipeline::codec::{
 use crate::{
     auth,
     metrics::Protocol,
-    push::{Push, media_type},
+    push::{Push, batch_id, media_type},
     reply::Failure,
 };
 
@@ -63,7 +63,7 @@ async fn take(push: &Push, headers: &HeaderMap, body: Body, sent: &mut usize) ->
         let message = "error at least one valid stream is required for ingestion";
         return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message));
     }
-    push.deliver(Protocol::Loki, tenant, &mut decoded.decoded, None).await?;
+    push.deliver(Protocol::Loki, tenant, &mut decoded.decoded, batch_id(headers)).await?;
     // The good entries are stored; the answer tells of the last bad one.
     match decoded.last_error {
         Some(message) => Err(Failure::new(StatusCode::BAD_REQUEST, message)),

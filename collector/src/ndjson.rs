@@ -15,12 +15,11 @@ use pipeline::codec::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     auth,
     metrics::Protocol,
-    push::{Push, content_encoding},
+    push::{Push, batch_id, content_encoding},
     reply::Failure,
 };
 
@@ -30,9 +29,6 @@ pub(crate) struct RawParams {
     message_field: Option<String>,
     stream_fields: Option<String>,
 }
-
-/// Names a request that is sent again unchanged after a lost answer: stored once.
-const BATCH_ID_HEADER: &str = "x-batch-id";
 
 pub(crate) async fn push(
     State(push): State<Arc<Push>>,
@@ -65,7 +61,7 @@ async fn take(
     let params = Params::new(raw.time_field.as_deref(), raw.message_field.as_deref(), raw.stream_fields.as_deref())
         .map_err(|e| Failure::new(StatusCode::BAD_REQUEST, e))?;
     let encoding = content_encoding(headers)?;
-    let batch_id = headers.get(BATCH_ID_HEADER).map(|v| batch_id(v.as_bytes()));
+    let batch_id = batch_id(headers);
     let received = push.receive(headers, body, encoding != Encoding::Identity).await?;
     *sent = received.sent;
     let mut decoded = push
@@ -73,15 +69,6 @@ async fn take(
         .await?;
     push.deliver(Protocol::Ndjson, tenant, &mut decoded, batch_id).await?;
     Ok(decoded)
-}
-
-/// 32 hex digits are the id itself; any other text is hashed.
-fn batch_id(text: &[u8]) -> [u8; 16] {
-    let mut id = [0; 16];
-    match hex::decode_to_slice(text, &mut id) {
-        Ok(()) => id,
-        Err(_) => xxh3_128(text).to_be_bytes(),
-    }
 }
 
 /// `{"accepted":n,"rejected":m,"errors":[{"line":3,"reason":"..."}]}`; `errors` holds the first refusals only.

@@ -294,3 +294,16 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
+
+/// Names a request that is sent again unchanged after a lost answer: stored once.
+pub(crate) const BATCH_ID_HEADER: &str = "x-batch-id";
+
+/// The sender's name for this request: 32 hex digits are the id itself; any other text is hashed.
+pub(crate) fn batch_id(headers: &HeaderMap) -> Option<[u8; 16]> {
+    let text = headers.get(BATCH_ID_HEADER)?.as_bytes();
+    let mut id = [0; 16];
+    Some(match hex::decode_to_slice(text, &mut id) {
+        Ok(()) => id,
+        Err(_) => xxhash_rust::xxh3::xxh3_128(text).to_be_bytes(),
+    })
+}

@@ -23,7 +23,7 @@ use storage::model::TenantId;
 use crate::{
     auth,
     metrics::Protocol,
-    push::{Push, media_type},
+    push::{Push, batch_id, media_type},
     reply::Failure,
 };
 
@@ -143,7 +143,7 @@ async fn take(
     if let Some(first) = write.decoded.rejected.details.first() {
         tracing::debug!(refused = write.decoded.rejected.total(), first = %first.message, "remote write: points refused");
     }
-    push.deliver(Protocol::RemoteWrite, tenant, &mut write.decoded, None).await?;
+    push.deliver(Protocol::RemoteWrite, tenant, &mut write.decoded, batch_id(headers)).await?;
     let (samples, histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
     Ok(Written { samples, histograms, exemplars, error: write.error })
 }

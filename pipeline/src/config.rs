@@ -90,7 +90,10 @@ mod tests {
                 "limit_labels"
             ]
         );
-        assert_eq!(valid_types(Section::Sinks), ["store", "stdout"]);
+        assert_eq!(
+            valid_types(Section::Sinks),
+            ["store", "stdout", "file", "otlp", "loki", "remote_write", "elasticsearch", "http"]
+        );
         assert_eq!(valid_fields(Section::Transforms, "filter"), ["inputs", "condition"]);
         assert_eq!(valid_fields(Section::Sinks, "store"), ["inputs"]);
         assert!(valid_fields(Section::Transforms, "parse").contains(&"time_format".to_owned()));

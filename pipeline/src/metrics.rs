@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -11,7 +11,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::component::Data;
+use crate::{
+    component::Data,
+    sink::remote::stats::{self, RemoteSnapshot, RemoteStats},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ComponentKind {
@@ -53,10 +56,16 @@ pub enum DropReason {
     Unrouted,
     /// Its labels pass a limit.
     OverLimit,
+    /// The remote took the request and refused these rows of it.
+    Rejected,
+    /// The remote refused them for good; they are in the dead-letter file.
+    DeadLettered,
+    /// The protocol of the sink has no form for them.
+    Unsupported,
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 10] = [
+    pub const ALL: [DropReason; 13] = [
         DropReason::Filtered,
         DropReason::Refused,
         DropReason::Returned,
@@ -67,6 +76,9 @@ impl DropReason {
         DropReason::Throttled,
         DropReason::Unrouted,
         DropReason::OverLimit,
+        DropReason::Rejected,
+        DropReason::DeadLettered,
+        DropReason::Unsupported,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -81,6 +93,9 @@ impl DropReason {
             DropReason::Throttled => "throttled",
             DropReason::Unrouted => "unrouted",
             DropReason::OverLimit => "over_limit",
+            DropReason::Rejected => "rejected",
+            DropReason::DeadLettered => "dead_lettered",
+            DropReason::Unsupported => "unsupported",
         }
     }
 }
@@ -156,6 +171,8 @@ pub struct Counters {
     queue_batches: AtomicI64,
     queue_bytes: AtomicI64,
     newest_ns: AtomicI64,
+    /// Of a sink that ships somewhere.
+    remote: OnceLock<Arc<RemoteStats>>,
 }
 
 impl Counters {
@@ -177,6 +194,7 @@ impl Counters {
             queue_batches: AtomicI64::new(0),
             queue_bytes: AtomicI64::new(0),
             newest_ns: AtomicI64::new(NO_TIME),
+            remote: OnceLock::new(),
         })
     }
 
@@ -230,6 +248,11 @@ impl Counters {
         self.changes[change as usize].fetch_add(count, Relaxed);
     }
 
+    /// Tells where a sink that ships keeps its own counters.
+    pub(crate) fn ships(&self, stats: Arc<RemoteStats>) {
+        let _ = self.remote.set(stats);
+    }
+
     pub(crate) fn set_up(&self, up: bool) {
         self.up.store(up, Relaxed);
     }
@@ -255,6 +278,7 @@ impl Counters {
             changes: Change::ALL.map(|c| (c, self.changes[c as usize].load(Relaxed))),
             queue_batches: self.queue_batches.load(Relaxed).max(0) as u64,
             queue_bytes: self.queue_bytes.load(Relaxed).max(0) as u64,
+            remote: self.remote.get().map(|s| s.snapshot()),
             lag_seconds: (newest != NO_TIME).then(|| now_ns.saturating_sub(newest) as f64 / 1e9),
         }
     }
@@ -280,6 +304,8 @@ pub struct ComponentSnapshot {
     pub changes: [(Change, u64); Change::ALL.len()],
     pub queue_batches: u64,
     pub queue_bytes: u64,
+    /// Of a sink that ships somewhere.
+    pub remote: Option<RemoteSnapshot>,
     /// Now minus the newest event time seen (the last row of each batch stands for it); negative for future times.
     pub lag_seconds: Option<f64>,
 }
@@ -382,10 +408,17 @@ pub fn write_prometheus(out: &mut String, components: &[ComponentSnapshot]) {
                 writeln!(out, "pipeline_component_changes_total{} {n}", labels(c, Some(("change", change.name()))));
         }
     }
+    let sinks: Vec<(&str, RemoteSnapshot)> =
+        components.iter().filter_map(|c| Some((c.name.as_str(), c.remote?))).collect();
+    stats::write_prometheus(out, &sinks, escaped);
+}
+
+fn escaped(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn labels(c: &ComponentSnapshot, more: Option<(&str, &str)>) -> String {
-    let name = c.name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let name = escaped(&c.name);
     let mut out = format!("{{component=\"{name}\",kind=\"{}\"", c.kind.name());
     if let Some((k, v)) = more {
         let _ = write!(out, ",{k}=\"{v}\"");

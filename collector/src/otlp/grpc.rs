@@ -27,7 +27,7 @@ use crate::{
     auth,
     listen::{self, ListenLimits},
     metrics::Protocol,
-    push::{Push, PushConfig},
+    push::{Push, PushConfig, batch_id},
     reply::Failure,
 };
 
@@ -143,7 +143,7 @@ async fn take(
     let mut decoded = push
         .decode(framed, encoding, move |body, limits, now| over_http::decode(&body, request, limits, now))
         .await?;
-    push.deliver(Protocol::OtlpGrpc, tenant, &mut decoded, None).await?;
+    push.deliver(Protocol::OtlpGrpc, tenant, &mut decoded, batch_id(headers)).await?;
     Ok(decoded)
 }
 

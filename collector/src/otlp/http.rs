@@ -23,7 +23,7 @@ use super::partial;
 use crate::{
     auth,
     metrics::Protocol,
-    push::{Push, content_encoding, media_type},
+    push::{Push, batch_id, content_encoding, media_type},
     reply::Failure,
 };
 
@@ -94,7 +94,7 @@ async fn take(
             }
         })
         .await?;
-    push.deliver(Protocol::OtlpHttp, tenant, &mut decoded, None).await?;
+    push.deliver(Protocol::OtlpHttp, tenant, &mut decoded, batch_id(headers)).await?;
     Ok(decoded)
 }
 

@@ -3,6 +3,7 @@
 //! Decoders are pure: bytes, limits and the present time in, batches and a list of what was refused out. They never
 //! panic on foreign bytes, and every loop over them has a bound in [`limits::Limits`].
 
+pub mod columns;
 pub mod compress;
 pub mod limits;
 pub mod log_columns;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::{
-    component::Sink,
+    component::{Signals, Sink},
+    error::ConfigError,
     sink::{
-        stdout,
+        elasticsearch, file, http, loki, otlp,
+        remote::{Protocol, RemoteSink, config::DeliveryConfig},
+        remote_write, stdout,
         store::{self, Destination},
     },
 };
@@ -18,6 +21,12 @@ use crate::{
 pub enum SinkConfig {
     Store(store::Config),
     Stdout(stdout::Config),
+    File(Box<file::Config>),
+    Otlp(Box<otlp::Config>),
+    Loki(Box<loki::Config>),
+    RemoteWrite(Box<remote_write::Config>),
+    Elasticsearch(Box<elasticsearch::Config>),
+    Http(Box<http::Config>),
 }
 
 impl SinkConfig {
@@ -31,17 +40,58 @@ impl SinkConfig {
         match self {
             SinkConfig::Store(c) => c.inputs.as_deref(),
             SinkConfig::Stdout(c) => Some(&c.inputs),
+            SinkConfig::File(c) => Some(&c.inputs),
+            SinkConfig::Otlp(c) => Some(&c.inputs),
+            SinkConfig::Loki(c) => Some(&c.inputs),
+            SinkConfig::RemoteWrite(c) => Some(&c.inputs),
+            SinkConfig::Elasticsearch(c) => Some(&c.inputs),
+            SinkConfig::Http(c) => Some(&c.inputs),
         }
     }
 
-    pub fn is_store(&self) -> bool {
-        matches!(self, SinkConfig::Store(_))
+    /// What it has a form for.
+    pub fn signals(&self) -> Signals {
+        match self {
+            SinkConfig::Loki(_) | SinkConfig::Elasticsearch(_) => Signals::LOGS,
+            SinkConfig::RemoteWrite(_) => Signals::METRICS,
+            _ => Signals::ALL,
+        }
     }
 
-    pub(crate) fn build(self, destination: Arc<dyn Destination>) -> Box<dyn Sink> {
-        match self {
+    /// Whether it writes the positions of sources behind the rows it delivered.
+    pub fn keeps_positions(&self) -> bool {
+        !matches!(self, SinkConfig::Stdout(_))
+    }
+
+    /// Everything wrong with it, each at its key.
+    pub(crate) fn problems(&self, name: &str) -> Vec<ConfigError> {
+        let found = match self {
+            SinkConfig::Store(_) | SinkConfig::Stdout(_) => Vec::new(),
+            SinkConfig::File(c) => c.problems(),
+            SinkConfig::Otlp(c) => c.problems(),
+            SinkConfig::Loki(c) => c.problems(),
+            SinkConfig::RemoteWrite(c) => c.problems(),
+            SinkConfig::Elasticsearch(c) => c.problems(),
+            SinkConfig::Http(c) => c.problems(),
+        };
+        found.into_iter().map(|(key, message)| ConfigError::new(format!("sinks.{name}.{key}"), message)).collect()
+    }
+
+    /// Must be called inside a Tokio runtime. `destination`: the local store, and where positions are kept.
+    pub(crate) fn build(self, name: &str, destination: Arc<dyn Destination>) -> Result<Box<dyn Sink>, ConfigError> {
+        let wrong = |reason: String| ConfigError::new(format!("sinks.{name}"), reason);
+        let ships = |protocol: Arc<dyn Protocol>, delivery: DeliveryConfig| -> Box<dyn Sink> {
+            Box::new(RemoteSink::new(protocol, delivery, destination.clone()))
+        };
+        Ok(match self {
             SinkConfig::Store(_) => Box::new(store::StoreSink::new(destination)),
             SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::new(std::io::stdout())),
-        }
+            SinkConfig::File(c) => ships(Arc::new(c.protocol()), c.delivery()),
+            SinkConfig::Otlp(c) => ships(Arc::new(c.protocol(name).map_err(wrong)?), c.remote().delivery),
+            SinkConfig::RemoteWrite(c) => ships(Arc::new(c.protocol(name).map_err(wrong)?), c.remote().delivery),
+            SinkConfig::Loki(c) => ships(Arc::new(c.protocol(name).map_err(wrong)?), c.remote().delivery),
+            SinkConfig::Elasticsearch(c) => ships(Arc::new(c.protocol(name).map_err(wrong)?), c.remote().delivery),
+            SinkConfig::Http(c) => ships(Arc::new(c.protocol(name).map_err(wrong)?), c.remote().delivery),
+        })
     }
 }

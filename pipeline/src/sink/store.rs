@@ -179,7 +179,7 @@ async fn write(
 }
 
 /// Later positions of a key replace earlier ones.
-fn advance(sources: &mut Vec<SourcePosition>, next: SourcePosition) {
+pub(super) fn advance(sources: &mut Vec<SourcePosition>, next: SourcePosition) {
     match sources.iter_mut().find(|s| s.key == next.key) {
         Some(s) => s.position = next.position,
         None => sources.push(next),
@@ -201,7 +201,11 @@ fn push_rows(rows: &mut Vec<(Table, RecordBatch)>, data: Data) {
 }
 
 /// Appends until the store takes or refuses it for good: a later position must not overtake these rows.
-async fn persist(destination: &dyn Destination, append: Append, counters: &Counters) -> Result<(), DeliveryError> {
+pub(super) async fn persist(
+    destination: &dyn Destination,
+    append: Append,
+    counters: &Counters,
+) -> Result<(), DeliveryError> {
     let mut pause = RETRY_PAUSE_MIN;
     loop {
         let error = match destination.append(append.clone()).await {

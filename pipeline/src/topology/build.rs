@@ -81,6 +81,7 @@ impl PipelineBuilder {
             }
         }
         for (name, sink) in config.sinks {
+            builder.errors.extend(sink.problems(&name));
             builder.sinks.push((name, sink.inputs().map(<[String]>::to_vec), SinkPlan::Configured(sink)));
         }
         builder
@@ -156,7 +157,7 @@ impl PipelineBuilder {
             role: Role::Sink,
             inputs: inputs.clone(),
             signals: match plan {
-                SinkPlan::Configured(_) => Signals::ALL,
+                SinkPlan::Configured(c) => c.signals(),
                 SinkPlan::Given(s) => s.signals(),
             },
             passes_others: true,
@@ -198,7 +199,7 @@ impl PipelineBuilder {
         let stores: BTreeSet<String> = self
             .sinks
             .iter()
-            .filter(|(_, _, p)| matches!(p, SinkPlan::Configured(c) if c.is_store()))
+            .filter(|(_, _, p)| matches!(p, SinkPlan::Configured(c) if c.keeps_positions()))
             .map(|(name, _, _)| name.clone())
             .collect();
         let registry = Registry::default();
@@ -213,7 +214,9 @@ impl PipelineBuilder {
         for (name, _, plan) in self.sinks {
             let sink = match plan {
                 SinkPlan::Given(sink) => sink,
-                SinkPlan::Configured(config) => config.build(store.clone()),
+                SinkPlan::Configured(config) => {
+                    config.build(&name, store.clone()).map_err(|e| BuildError(vec![e]))?
+                }
             };
             start.sink(name, sink, &registry);
         }

@@ -3,6 +3,7 @@
 //! A body that cannot be read is [`super::Malformed`] and nothing of it is stored; a stream or entry that breaks a rule
 //! is refused alone. `detected_level` is left to the query side: it follows from what is stored here.
 
+mod encode;
 mod json;
 mod labels;
 mod protobuf;
@@ -25,6 +26,8 @@ use super::{
 };
 use crate::Data;
 
+pub use encode::encode;
+pub(crate) use encode::write_json;
 pub use labels::parse_labels;
 
 /// Bytes of a stream's labels as an entry's refusal quotes them.

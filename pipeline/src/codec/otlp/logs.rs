@@ -3,6 +3,7 @@
 use storage::model::Labels;
 
 use super::{
+    encode::STREAM_LABELS,
     value::{self, Any, Fail, Group, Resource, Scope},
     wire::Reader,
 };
@@ -43,7 +44,7 @@ const INDEX_ATTRIBUTES: [&str; 18] = [
 /// What all records of a resource share.
 struct ResourceTexts {
     labels: String,
-    service_name: String,
+    service_name: Option<String>,
     attrs: Option<String>,
     meta: Option<String>,
 }
@@ -118,19 +119,15 @@ impl Decoder<'_> {
     fn resource_texts(&self, group: &Group<'_>) -> Result<ResourceTexts, Fail> {
         let schema_url = value::text(group.schema_url, "a schema URL")?;
         let resource = Resource::read(group.head, schema_url, self.limits)?;
-        let mut labels = Labels::default();
-        for kv in &resource.attributes {
-            let (key, sent) = value::key_value(kv)?;
-            if INDEX_ATTRIBUTES.contains(&key) {
-                labels.set(&stream::sanitize_name(key), value::label_text(value::any(sent)?, self.limits)?);
-            }
-        }
-        stream::discover_service_name(&mut labels);
+        let (labels, resource) = match resource.get(STREAM_LABELS)? {
+            None => (stream_labels(&resource, self.limits)?, resource),
+            Some(mark) => marked_labels(resource, mark, self.limits)?,
+        };
         // Loki's own list is longer than its limit on the number of labels; only lengths are checked.
         let limits = Limits { labels_max: usize::MAX, ..self.limits.clone() };
         stream::check_labels(&labels, &limits).map_err(|(r, m)| Fail::Refused(r, m))?;
         Ok(ResourceTexts {
-            service_name: labels.get(stream::SERVICE_NAME).unwrap_or_default().to_owned(),
+            service_name: labels.get(stream::SERVICE_NAME).map(str::to_owned),
             labels: labels.to_json(),
             attrs: resource.attrs,
             meta: resource.meta,
@@ -170,7 +167,7 @@ impl Decoder<'_> {
         let c = &mut self.columns;
         Keys {
             labels: c.key(Column::StreamLabels, &resource.labels),
-            service_name: c.key(Column::ServiceName, &resource.service_name),
+            service_name: c.key_of(Column::ServiceName, resource.service_name.as_deref()),
             resource_attrs: c.key_of(Column::ResourceAttrs, resource.attrs.as_deref()),
             resource_meta: c.key_of(Column::ResourceMeta, resource.meta.as_deref()),
             scope_name: c.key_of(Column::ScopeName, scope.name),
@@ -277,6 +274,55 @@ impl Decoder<'_> {
         }
         self.attributes.clear();
     }
+}
+
+/// The labels of a resource's stream, as Loki makes them of OTLP.
+pub(super) fn stream_labels(resource: &Resource<'_>, limits: &Limits) -> Result<Labels, Fail> {
+    let mut labels = Labels::default();
+    for kv in &resource.attributes {
+        let (key, sent) = value::key_value(kv)?;
+        if INDEX_ATTRIBUTES.contains(&key) {
+            labels.set(&stream::sanitize_name(key), value::label_text(value::any(sent)?, limits)?);
+        }
+    }
+    stream::discover_service_name(&mut labels);
+    Ok(labels)
+}
+
+/// The labels that another Sightline says a stream has, and the resource as it was there ([`super::encode`]).
+fn marked_labels<'a>(
+    mut resource: Resource<'a>,
+    mark: Any<'a>,
+    limits: &Limits,
+) -> Result<(Labels, Resource<'a>), Fail> {
+    let mut kept = Vec::with_capacity(resource.attributes.len());
+    for kv in &resource.attributes {
+        if value::key_value(kv)?.0 != STREAM_LABELS {
+            kept.push(*kv);
+        }
+    }
+    let pairs = |sent: &[&[u8]]| -> Result<Labels, Fail> {
+        let mut out = Vec::with_capacity(sent.len());
+        for kv in sent {
+            let (name, sent) = value::key_value(kv)?;
+            out.push((name.to_owned(), value::label_text(value::any(sent)?, limits)?));
+        }
+        Ok(Labels::from_pairs(out))
+    };
+    let labels = match mark {
+        Any::Map(bytes) => {
+            let mut json = String::new();
+            value::write_attributes(&mut json, &kept, limits, limits.depth_max)?;
+            resource.attrs = Some(json);
+            pairs(&value::repeated(bytes, 1)?)?
+        }
+        _ => {
+            resource.attrs = None;
+            pairs(&std::mem::take(&mut kept))?
+        }
+    };
+    resource.attributes = kept;
+    Ok((labels, resource))
 }
 
 /// A wire time as ours: the second half of u64 lies beyond the year 2262.

@@ -20,6 +20,7 @@ use storage::model::{
 };
 
 use super::{
+    encode::{ORIGIN, SERIES},
     metric_names::{Shape, label_name, metric_name, unit_name},
     salvage,
     value::{self, Fail},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// Resource attributes that become labels of every series of the resource, where a point does not set them.
-const PROMOTED: [&str; 16] = [
+pub(super) const PROMOTED: [&str; 16] = [
     "service.name",
     "service.namespace",
     "service.instance.id",
@@ -50,10 +51,13 @@ const PROMOTED: [&str; 16] = [
 ];
 
 /// Attributes that say which target it is: labels `job` and `instance`.
-const IDENTIFYING: [&str; 3] = ["service.name", "service.namespace", "service.instance.id"];
+pub(super) const IDENTIFYING: [&str; 3] = ["service.name", "service.namespace", "service.instance.id"];
 
 /// A NaN that means "no more": Prometheus' staleness marker.
-const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
+pub(super) const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
+
+/// Attribute of a point that carries a native histogram OTLP has no form for, as canonical JSON.
+pub(super) const HISTOGRAM: &str = "sightline.histogram";
 
 /// `target_info` is repeated at half the default lookback, at most so often in one request.
 const TARGET_INFO_STEP_MS: i64 = 150_000;
@@ -288,6 +292,9 @@ impl Decoder<'_> {
 
     fn metric(&mut self, resource: &ResourceTexts, scope_origin: &str, m: &Metric) {
         let Some(data) = &m.data else { return };
+        if let Some(kind) = metadata_text(m, SERIES) {
+            return self.verbatim(m, data, kind);
+        }
         let cumulative = |t: i32| t == AggregationTemporality::Cumulative as i32;
         let (kind, shape, temporality) = match data {
             metric::Data::Gauge(_) => ("gauge", Shape::Gauge, None),
@@ -324,6 +331,66 @@ impl Decoder<'_> {
                 self.points(&h.data_points, |d, p| d.exponential(resource, &family, p));
             }
             metric::Data::Summary(s) => self.points(&s.data_points, |d, p| d.summary(resource, &family, p)),
+        }
+    }
+
+    /// A Prometheus series that another Sightline sent as it is ([`super::encode`]).
+    fn verbatim(&mut self, m: &Metric, data: &metric::Data, kind: &str) {
+        let declare = |d: &mut Self, attributes: &[KeyValue]| -> Result<i64, Refusal> {
+            if attributes.len() > d.limits.attributes_max {
+                let message = format!("{} attributes; at most {}", attributes.len(), d.limits.attributes_max);
+                return Err((Reason::TooManyAttributes, message));
+            }
+            let mut pairs = Vec::with_capacity(attributes.len());
+            for kv in attributes.iter().filter(|kv| kv.key != HISTOGRAM) {
+                pairs.push((kv.key.clone(), attribute_text(kv, d.limits)?));
+            }
+            let mut labels = Labels::from_pairs(pairs);
+            labels.set("__name__", m.name.as_str());
+            let some = |t: &&str| !t.is_empty();
+            let meta = SeriesMeta {
+                metric_type: Some(kind).filter(some),
+                unit: Some(m.unit.as_str()).filter(some),
+                help: Some(m.description.as_str()).filter(some),
+                origin: metadata_text(m, ORIGIN),
+            };
+            Ok(d.rows.series(&labels, meta))
+        };
+        let number = |d: &mut Self, p: &NumberDataPoint| {
+            let value = match p.value {
+                _ if p.flags & NO_RECORDED_VALUE != 0 => STALE,
+                Some(number_data_point::Value::AsDouble(v)) => v,
+                Some(number_data_point::Value::AsInt(i)) => i as f64,
+                None => return Err((Reason::InvalidMetric, format!("a point of {:?} has no value", m.name))),
+            };
+            let (ms, start) = d.times(p.time_unix_nano, p.start_time_unix_nano)?;
+            let id = declare(d, &p.attributes)?;
+            d.rows.sample(id, ms, start, value);
+            p.exemplars.iter().try_for_each(|e| d.exemplar(id, ms, e))
+        };
+        match data {
+            metric::Data::Gauge(g) => self.points(&g.data_points, number),
+            metric::Data::Sum(s) => self.points(&s.data_points, number),
+            metric::Data::ExponentialHistogram(h) => self.points(&h.data_points, |d, p| {
+                let carried = p.attributes.iter().find(|kv| kv.key == HISTOGRAM);
+                let mut row = match carried.map(|kv| attribute_text(kv, d.limits)).transpose()? {
+                    Some(text) => carried_histogram(&text).ok_or_else(|| {
+                        (Reason::InvalidMetric, format!("attribute {HISTOGRAM} of {:?} cannot be read", m.name))
+                    })?,
+                    None => histogram_row(p, &m.name)?,
+                };
+                let stale = p.flags & NO_RECORDED_VALUE != 0;
+                row.sum = if stale { STALE } else { p.sum.unwrap_or(0.0) };
+                (row.min, row.max) = (p.min, p.max);
+                let (ms, start) = d.times(p.time_unix_nano, p.start_time_unix_nano)?;
+                let id = declare(d, &p.attributes)?;
+                d.rows.histogram(id, ms, start, &row);
+                p.exemplars.iter().try_for_each(|e| d.exemplar(id, ms, e))
+            }),
+            metric::Data::Histogram(_) | metric::Data::Summary(_) => {
+                let message = format!("metric {:?} is marked {SERIES} but is no gauge or sum", m.name);
+                self.refuse(Reason::InvalidMetric, points_of(m), message);
+            }
         }
     }
 
@@ -503,32 +570,7 @@ impl Decoder<'_> {
         family: &Family,
         p: &ExponentialHistogramDataPoint,
     ) -> Result<(), Refusal> {
-        if p.scale < -4 {
-            let message = format!("an exponential histogram of {:?} has scale {}, below -4", family.name, p.scale);
-            return Err((Reason::InvalidMetric, message));
-        }
-        let shift = u32::try_from(p.scale - 8).unwrap_or(0);
-        let wrong = || (Reason::InvalidMetric, format!("a bucket offset of {:?} is out of range", family.name));
-        let (positive_offset, positive_counts) = buckets(p.positive.as_ref(), shift).ok_or_else(wrong)?;
-        let (negative_offset, negative_counts) = buckets(p.negative.as_ref(), shift).ok_or_else(wrong)?;
-        let stale = p.flags & NO_RECORDED_VALUE != 0;
-        let row = HistogramRow {
-            schema: p.scale.min(8),
-            zero_threshold: if p.zero_threshold == 0.0 { ZERO_THRESHOLD } else { p.zero_threshold },
-            zero_count: p.zero_count as f64,
-            count: p.count as f64,
-            // A stale histogram is one with a stale sum (Prometheus).
-            sum: if stale { STALE } else { p.sum.unwrap_or(0.0) },
-            min: p.min,
-            max: p.max,
-            positive_offset,
-            positive_counts,
-            negative_offset,
-            negative_counts,
-            custom_bounds: None,
-            reset_hint: 0,
-            is_float: false,
-        };
+        let row = histogram_row(p, &family.name)?;
         let (labels, origin) = self.labels(resource, family, &p.attributes)?;
         let (ms, start) = self.times(p.time_unix_nano, p.start_time_unix_nano)?;
         let id = self.series(&labels, &family.name, family, &origin);
@@ -565,6 +607,73 @@ impl Decoder<'_> {
         if !self.rows.is_empty() {
             self.out.batches.push(Data::Metrics(self.rows.finish()));
         }
+    }
+}
+
+/// A point of an exponential histogram as a native one.
+fn histogram_row(p: &ExponentialHistogramDataPoint, name: &str) -> Result<HistogramRow, Refusal> {
+    if p.scale < -4 {
+        let message = format!("an exponential histogram of {:?} has scale {}, below -4", name, p.scale);
+        return Err((Reason::InvalidMetric, message));
+    }
+    let shift = u32::try_from(p.scale - 8).unwrap_or(0);
+    let wrong = || (Reason::InvalidMetric, format!("a bucket offset of {:?} is out of range", name));
+    let (positive_offset, positive_counts) = buckets(p.positive.as_ref(), shift).ok_or_else(wrong)?;
+    let (negative_offset, negative_counts) = buckets(p.negative.as_ref(), shift).ok_or_else(wrong)?;
+    let stale = p.flags & NO_RECORDED_VALUE != 0;
+    Ok(HistogramRow {
+        schema: p.scale.min(8),
+        zero_threshold: if p.zero_threshold == 0.0 { ZERO_THRESHOLD } else { p.zero_threshold },
+        zero_count: p.zero_count as f64,
+        count: p.count as f64,
+        // A stale histogram is one with a stale sum (Prometheus).
+        sum: if stale { STALE } else { p.sum.unwrap_or(0.0) },
+        min: p.min,
+        max: p.max,
+        positive_offset,
+        positive_counts,
+        negative_offset,
+        negative_counts,
+        custom_bounds: None,
+        reset_hint: 0,
+        is_float: false,
+    })
+}
+
+/// What [`HISTOGRAM`] says; its sum, minimum and maximum are the point's.
+fn carried_histogram(text: &str) -> Option<HistogramRow> {
+    let read = json::parse(text).ok()?;
+    let int = |name: &str| i32::try_from(read.get(name)?.as_int()?).ok();
+    let double = |v: &json::Value| if let json::Value::Double(d) = v { Some(*d) } else { None };
+    let number = |name: &str| double(read.get(name)?);
+    let list = |name: &str| match read.get(name)? {
+        json::Value::Array(items) => items.iter().map(double).collect::<Option<Vec<f64>>>(),
+        _ => None,
+    };
+    Some(HistogramRow {
+        schema: int("schema")?,
+        zero_threshold: number("zero_threshold")?,
+        zero_count: number("zero_count")?,
+        count: number("count")?,
+        sum: 0.0,
+        min: None,
+        max: None,
+        positive_offset: int("positive_offset")?,
+        positive_counts: list("positive_counts")?,
+        negative_offset: int("negative_offset")?,
+        negative_counts: list("negative_counts")?,
+        custom_bounds: list("custom_bounds"),
+        reset_hint: int("reset_hint")?,
+        is_float: matches!(read.get("is_float")?, json::Value::Bool(true)),
+    })
+}
+
+/// The text of a metric's metadata entry.
+fn metadata_text<'a>(m: &'a Metric, key: &str) -> Option<&'a str> {
+    let found = m.metadata.iter().find(|kv| kv.key == key)?;
+    match found.value.as_ref()?.value.as_ref()? {
+        Value::StringValue(s) => Some(s),
+        _ => None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! holds for a whole resource or scope is worked out once for it. A body that is not protobuf is [`super::Malformed`];
 //! a record that breaks a rule is refused alone, with its reason.
 
+pub mod encode;
 pub mod json;
 mod logs;
 mod metric_names;
