@@ -413,8 +413,51 @@ fn retention(rules: &[FileRetention], problem: &mut dyn FnMut(&str, String)) -> 
 }
 
 #[cfg(test)]
+#[path = "../../../storage/tests/fuzzing/mod.rs"]
+mod fuzzing;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broken_file_is_an_error_and_nothing_worse() {
+        let seeds = vec![
+            include_bytes!("example.yaml").to_vec(),
+            b"retention:\n  - {keep: 30d, table: spans}\nlimits: {inflated_bytes: 64MiB, future: 10m}\nfsync: interval=200ms\n\
+              sources:\n  app: {type: files, include: [\"/var/log/*.log\"], labels: {app: shop}}\n"
+                .to_vec(),
+        ];
+        let words = [
+            "&a ",
+            "*a",
+            "!!binary ",
+            "<<: ",
+            "- ",
+            "? ",
+            ": ",
+            "|",
+            ">",
+            "{",
+            "}",
+            "[",
+            "]",
+            "---\n",
+            "\t",
+            "null",
+            "'",
+        ];
+        let target = fuzzing::Target { name: "config", seeds, words: &words };
+        fuzzing::run(env!("CARGO_MANIFEST_DIR"), target, |input| {
+            let text = String::from_utf8_lossy(input);
+            let checked = check(&text, "f");
+            let tested = test(&text, "f").is_ok();
+            match checked {
+                Ok(()) => format!("fine {tested}"),
+                Err(ConfigError(lines)) => format!("{} {}", fuzzing::size(lines.len()), fuzzing::outline(&lines[0])),
+            }
+        });
+    }
 
     #[test]
     fn an_empty_file_is_the_defaults() {

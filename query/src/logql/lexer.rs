@@ -210,6 +210,11 @@ impl Lexer<'_> {
         }
         let word = &rest[..n];
         let token = if let Ok(v) = word.parse::<f64>() {
+            // Go reads no number that is out of range; its infinity could not be written down again either.
+            if !v.is_finite() {
+                let shown: String = word.chars().take(40).collect();
+                return Err(self.error(format!("unable to parse literal as a float: {shown:?} is out of range")));
+            }
             Token::Number(v)
         } else if let Some(v) =
             word.strip_prefix("0x").or(word.strip_prefix("0X")).and_then(|h| u64::from_str_radix(h, 16).ok())

@@ -1,0 +1,179 @@
+//! Decoders of this crate on broken input; see [`fuzzing`].
+
+#[path = "../../storage/tests/fuzzing/mod.rs"]
+mod fuzzing;
+
+use std::{borrow::Cow, fs, io::Write as _, path::Path};
+
+use bytes::Bytes;
+use fuzzing::{Target, outline, run, size};
+use pipeline::{
+    Batch, Data, PipelineBuilder, PipelineConfig, Signals,
+    codec::{
+        Decoded, Limits, Malformed,
+        compress::{Encoding, inflate},
+        loki, ndjson, otlp,
+    },
+    condition::Condition,
+    sink::stdout::write_batch,
+};
+
+const MANIFEST: &str = env!("CARGO_MANIFEST_DIR");
+const NOW: i64 = 1_700_000_000_000_000_000;
+/// Small, so that inputs of fuzzing size pass them.
+const CAP: usize = 1 << 20;
+
+fn limits() -> Limits {
+    Limits { inflated_bytes_max: CAP, record_bytes_max: 16 << 10, attributes_max: 64, ..Limits::default() }
+}
+
+fn seed(path: &str) -> Vec<u8> {
+    fs::read(Path::new(MANIFEST).join("tests/corpus").join(path)).unwrap()
+}
+
+/// What a decoder said; what it took must be rows of the schema, which printing them shows.
+fn outcome(decoded: Result<Decoded, Malformed>) -> String {
+    match decoded {
+        Err(e) => outline(&e),
+        Ok(decoded) => {
+            let mut rows = 0;
+            for data in decoded.batches {
+                rows += data.rows();
+                write_batch(&Batch::new(Default::default(), data)).unwrap();
+            }
+            format!("{} rows, {}", size(rows), outline(&decoded.rejected.summary()))
+        }
+    }
+}
+
+const JSON_WORDS: [&str; 12] =
+    ["{", "}", "[", "]", "null", "\"\\ud800\"", "\\u0000", "\"\"", ",", "\"NaN\"", "{\"a\":", "[["];
+
+#[test]
+fn otlp_json_and_protobuf() {
+    use otlp::json::Request;
+    for (name, request) in
+        [("otlp_logs", Request::Logs), ("otlp_traces", Request::Traces), ("otlp_metrics", Request::Metrics)]
+    {
+        let json = seed(&format!("{name}/full.json"));
+        let protobuf = otlp::json::to_protobuf(&json, request).unwrap();
+        run(MANIFEST, Target { name, seeds: vec![json], words: &JSON_WORDS }, |input| match otlp::json::to_protobuf(
+            input, request,
+        ) {
+            Err(e) => outline(&e),
+            Ok(protobuf) => outcome(otlp::decode(&protobuf, request, &limits(), NOW)),
+        });
+        let name = format!("{name}_protobuf");
+        run(MANIFEST, Target { name: &name, seeds: vec![protobuf], words: &[] }, |input| {
+            outcome(otlp::decode(input, request, &limits(), NOW))
+        });
+    }
+}
+
+/// A protobuf field of length-delimited bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut len = bytes.len();
+    while len >= 0x80 {
+        out.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+    out.extend_from_slice(bytes);
+    out
+}
+
+#[test]
+fn loki_json_and_protobuf() {
+    let judge = |push: Result<loki::Push, Malformed>| match push {
+        Err(e) => outline(&e),
+        Ok(push) => format!("{} {}", push.streams.min(4), outcome(Ok(push.decoded))),
+    };
+    run(MANIFEST, Target { name: "loki_json", seeds: vec![], words: &JSON_WORDS }, |input| {
+        judge(loki::decode_json(input, &limits(), NOW))
+    });
+    let time = [vec![0x08, 0x80, 0xe2, 0xcf, 0xaa, 0x06], vec![0x10, 0x07]].concat();
+    let pair = [field(1, b"user"), field(2, b"u")].concat();
+    let entry = [field(1, &time), field(2, b"a line"), field(3, &pair)].concat();
+    let stream = [field(1, br#"{app="web", x="y"}"#), field(2, &entry), field(2, &entry)].concat();
+    let push = field(1, &stream);
+    assert_eq!(loki::decode_protobuf(&push, &limits(), NOW).unwrap().streams, 1);
+    run(MANIFEST, Target { name: "loki_protobuf", seeds: vec![push], words: &["{a=\"", "=~", "\\"] }, |input| {
+        judge(loki::decode_protobuf(input, &limits(), NOW))
+    });
+}
+
+#[test]
+fn ndjson_lines() {
+    let params = ndjson::Params::new(None, None, Some("app")).unwrap();
+    run(MANIFEST, Target { name: "ndjson", seeds: vec![], words: &JSON_WORDS }, |input| {
+        outcome(Ok(ndjson::decode(input, &params, &limits(), NOW)))
+    });
+}
+
+#[test]
+fn compressed_bodies() {
+    let text = br#"{"ts":1700000000000000000,"msg":"order 17 placed"}"#.repeat(40);
+    let gzip = |level| {
+        let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+        e.write_all(&text).unwrap();
+        e.finish().unwrap()
+    };
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    zlib.write_all(&text).unwrap();
+    let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    deflate.write_all(&text).unwrap();
+    let mut framed = snap::write::FrameEncoder::new(Vec::new());
+    framed.write_all(&text).unwrap();
+    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    lz4.write_all(&text).unwrap();
+    let block = snap::raw::Encoder::new().compress_vec(&text).unwrap();
+    let cases: [(&str, Encoding, Vec<Vec<u8>>); 5] = [
+        ("inflate_gzip", Encoding::Gzip, vec![gzip(1), gzip(0), [gzip(1), gzip(9)].concat()]),
+        ("inflate_deflate", Encoding::Deflate, vec![zlib.finish().unwrap(), deflate.finish().unwrap()]),
+        ("inflate_zstd", Encoding::Zstd, vec![zstd::encode_all(&text[..], 1).unwrap()]),
+        ("inflate_snappy", Encoding::Snappy, vec![block, framed.into_inner().unwrap()]),
+        ("inflate_lz4", Encoding::Lz4, vec![lz4.finish().unwrap()]),
+    ];
+    for (name, encoding, seeds) in cases {
+        for seed in &seeds {
+            let out = inflate(encoding, Bytes::copy_from_slice(seed), CAP).unwrap();
+            assert!(out.len() >= text.len(), "{name}");
+        }
+        run(MANIFEST, Target { name, seeds, words: &[] }, |input| {
+            match inflate(encoding, Bytes::copy_from_slice(input), CAP) {
+                Ok(out) => {
+                    assert!(out.len() <= CAP);
+                    format!("{} bytes", size(out.len()))
+                }
+                Err(e) => outline(&e),
+            }
+        });
+    }
+}
+
+#[test]
+fn conditions_and_configurations() {
+    let words = ["and ", "not ", "(", ")", ".attrs.", ".body", "==", "matches ", "'", "exists ", "||", "\\d{9}"];
+    run(MANIFEST, Target { name: "condition", seeds: vec![], words: &words }, |input| {
+        let text = String::from_utf8_lossy(input);
+        match Condition::parse(&text) {
+            Err(e) => outline(&e.message),
+            Ok(condition) => {
+                let Data::Logs(rows) = Data::empty() else { return String::new() };
+                format!("{} {:?}", condition.signals(), condition.mask(&rows).len())
+            }
+        }
+    });
+    let words = ["\"inputs\":[\"push\"]", "\"type\":\"", "null", "{", "[", "\"(?:\"", "\"a{1000}{1000}\""];
+    run(MANIFEST, Target { name: "transform_config", seeds: vec![], words: &words }, |input| {
+        let text: Cow<'_, str> = String::from_utf8_lossy(input);
+        match serde_json::from_str::<PipelineConfig>(&text) {
+            Err(e) => outline(&e),
+            Ok(config) => match PipelineBuilder::new(config).input("push", Signals::ALL).check() {
+                Ok(graph) => format!("{} components", graph.order.len()),
+                Err(e) => outline(&e),
+            },
+        }
+    });
+}
