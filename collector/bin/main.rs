@@ -142,7 +142,9 @@ fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK_BYTES).build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("error: cannot start the runtime: {e}");
@@ -151,6 +153,10 @@ fn serve(args: &ServeArgs) -> ExitCode {
     };
     runtime.block_on(run(config))
 }
+
+/// Stack of each thread. The languages limit how deep a query nests ([`query::syntax::DEPTH_MAX`]); a debug build needs more
+/// than the usual 2 MiB for that depth, and an overflow ends the process. Only what is used costs memory.
+const THREAD_STACK_BYTES: usize = 8 << 20;
 
 async fn run(config: Config) -> ExitCode {
     // Before anything is started: a signal that comes early must still end it cleanly.

@@ -12,10 +12,15 @@ use pipeline::{
     codec::{
         Decoded, Limits, Malformed,
         compress::{Encoding, inflate},
-        loki, ndjson, otlp,
+        loki, ndjson, otlp, remote_write,
     },
     condition::Condition,
     sink::stdout::write_batch,
+};
+
+use storage::model::{
+    Labels, MetricBatchBuilder,
+    batch::{HistogramRow, SeriesMeta},
 };
 
 const MANIFEST: &str = env!("CARGO_MANIFEST_DIR");
@@ -101,6 +106,33 @@ fn loki_json_and_protobuf() {
     run(MANIFEST, Target { name: "loki_protobuf", seeds: vec![push], words: &["{a=\"", "=~", "\\"] }, |input| {
         judge(loki::decode_protobuf(input, &limits(), NOW))
     });
+}
+
+#[test]
+fn remote_write_both_versions() {
+    use remote_write::{Families, Version, decode, encode_v1, encode_v2};
+    let mut rows = MetricBatchBuilder::new();
+    for job in ["a", "b"] {
+        let labels = Labels::from_pairs([("__name__", "m_total"), ("job", job)]);
+        let meta = SeriesMeta { metric_type: Some("counter"), help: Some("h"), ..SeriesMeta::default() };
+        let id = rows.series(&labels, meta);
+        rows.sample(id, 1_000, None, 1.5);
+        rows.exemplar(id, 1_000, 1.0, None, None, r#"{"trace_id":"x"}"#);
+        let (positive_counts, negative_counts) = (vec![1.0, 0.0, 2.0], vec![4.0]);
+        let h = HistogramRow { schema: 3, count: 7.0, positive_counts, negative_counts, ..HistogramRow::default() };
+        rows.histogram(id, 2_000, None, &h);
+    }
+    let batch = rows.finish();
+    let targets =
+        [("remote_write_v1", Version::V1, encode_v1(&batch)), ("remote_write_v2", Version::V2, encode_v2(&batch))];
+    for (name, version, seed) in targets {
+        let judge = |input: &[u8]| match decode(input, version, &limits(), NOW, &Families::default()) {
+            Err(e) => outline(&e),
+            Ok(write) => outcome(Ok(write.decoded)),
+        };
+        assert!(judge(&seed).contains("rows"), "{}", judge(&seed));
+        run(MANIFEST, Target { name, seeds: vec![seed], words: &[] }, judge);
+    }
 }
 
 #[test]

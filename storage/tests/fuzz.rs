@@ -164,8 +164,18 @@ fn catalog_entries_and_checkpoints() {
     let seeds = files(&disk(true), Path::new("/store/data"), ".json");
     assert!(seeds.len() > 3);
     let words = ["{\"add\":", "null", "\"path\":\"../x\"", "\"size\":-1", "\\u0000", "{}", "\n"];
-    run(MANIFEST, Target { name: "catalog_entry", seeds, words: &words }, |input| {
-        match actions::parse_entry(input) {
+    let entries: Vec<Action> = seeds.iter().flat_map(|e| parse_entry(e).unwrap()).collect();
+    run(MANIFEST, Target { name: "catalog_entry", seeds, words: &words }, |input| match parse_entry(input) {
+        Ok(actions) => format!("{} actions", size(actions.len())),
+        Err(e) => outline(&e),
+    });
+    let protocol = entries.iter().find_map(|a| if let Action::Protocol(p) = a { Some(p) } else { None }).unwrap();
+    let metadata = entries.iter().find_map(|a| if let Action::MetaData(m) = a { Some(m) } else { None }).unwrap();
+    let adds = entries.iter().filter_map(|a| if let Action::Add(add) = a { Some(add) } else { None }).collect();
+    let contents = checkpoint::Contents { protocol, metadata, txns: vec![], adds, removes: vec![] };
+    let seeds = vec![checkpoint::encode(&contents).unwrap()];
+    run(MANIFEST, Target { name: "catalog_checkpoint", seeds, words: &[] }, |input| {
+        match checkpoint::decode(Bytes::copy_from_slice(input)) {
             Ok(actions) => format!("{} actions", size(actions.len())),
             Err(e) => outline(&e),
         }

@@ -1,6 +1,9 @@
 //! Classic checkpoints: one Parquet file, one action a row. Source: Delta protocol, "Checkpoints" (V1).
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use arrow::{
     array::{
@@ -12,7 +15,10 @@ use arrow::{
 };
 use bytes::Bytes;
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::{
+        ArrowWriter,
+        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    },
     basic::{Compression, ZstdLevel},
     errors::ParquetError,
     file::properties::WriterProperties,
@@ -162,7 +168,16 @@ fn remove_rows(rows: &[&Remove]) -> Result<StructArray, ArrowError> {
 
 /// The actions of a checkpoint, ours or another writer's.
 pub fn decode(bytes: Bytes) -> Result<Vec<Action>, CheckpointError> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(READ_BATCH_ROWS).build()?;
+    // The Parquet reader was not written for hostile bytes: a panic of its own is damage like any other.
+    catch_unwind(AssertUnwindSafe(|| read(bytes)))
+        .unwrap_or(Err(CheckpointError::Shape("the Parquet reader gave up on it")))
+}
+
+fn read(bytes: Bytes) -> Result<Vec<Action>, CheckpointError> {
+    // The Arrow schema that some writers embed says nothing that Parquet's does not.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)?;
+    let reader = reader.with_batch_size(READ_BATCH_ROWS).build()?;
     let mut out = Vec::new();
     for batch in reader {
         let batch = batch?;

@@ -10,7 +10,8 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
     panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Mutex, Once, PoisonError},
@@ -50,8 +51,20 @@ pub struct Target<'a> {
     pub words: &'a [&'a str],
 }
 
+/// Stack of the program's own threads (`THREAD_STACK_BYTES` of the binary): what a decoder may use.
+const STACK_BYTES: usize = 8 << 20;
+
 /// Runs `decode` on broken inputs. It tells the outcome in a few words: the error without the values of this very input.
-pub fn run(manifest: &str, target: Target<'_>, decode: impl Fn(&[u8]) -> String) {
+pub fn run(manifest: &str, target: Target<'_>, decode: impl Fn(&[u8]) -> String + Sync) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let done = thread.spawn_scoped(scope, || run_here(manifest, target, &decode)).expect("a thread");
+        // What was wrong is told already.
+        assert!(done.join().is_ok(), "see above");
+    });
+}
+
+fn run_here(manifest: &str, target: Target<'_>, decode: &impl Fn(&[u8]) -> String) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     keep_panics_quiet();
     let seconds = number("SIGHTLINE_FUZZ_SECONDS").unwrap_or(2);
@@ -62,7 +75,10 @@ pub fn run(manifest: &str, target: Target<'_>, decode: impl Fn(&[u8]) -> String)
     pool.extend(corpus(&Path::new(manifest).join("tests/corpus").join(target.name)));
     assert!(!pool.is_empty(), "{}: no seeds", target.name);
     let mut rng = StdRng::seed_from_u64(seed);
-    let judge = Judge { target: target.name, seed, base_kib: reset_peak(), decode: &decode };
+    println!("{}: seed {seed}", target.name);
+    let last = std::env::temp_dir().join(format!("sightline-fuzz-{}-{}-last", target.name, std::process::id()));
+    let trace = File::create(&last).expect("the folder for temporary files can be written");
+    let judge = Judge { target: target.name, seed, base_kib: reset_peak(), trace, decode };
     let mut known: HashSet<String> = pool.iter().map(|input| judge.judge(input)).collect();
     let until = Instant::now() + Duration::from_secs(seconds);
     let (mut inputs, seeds) = (0_u64, pool.len());
@@ -82,7 +98,8 @@ pub fn run(manifest: &str, target: Target<'_>, decode: impl Fn(&[u8]) -> String)
         }
     }
     judge.memory(&[]);
-    println!("{}: {inputs} inputs, {} outcomes, seed {seed}", target.name, known.len());
+    let _ = fs::remove_file(last);
+    println!("{}: {inputs} inputs, {} outcomes", target.name, known.len());
 }
 
 /// An outcome of an error: the beginning of its text, of that only letters outside of quotes, since the rest differs with
@@ -126,11 +143,15 @@ struct Judge<'a, F> {
     target: &'a str,
     seed: u64,
     base_kib: u64,
+    /// The input at hand: what ends the process (an overflowing stack, an abort) leaves it behind.
+    trace: File,
     decode: &'a F,
 }
 
 impl<F: Fn(&[u8]) -> String> Judge<'_, F> {
     fn judge(&self, input: &[u8]) -> String {
+        let traced = self.trace.set_len(input.len() as u64).and_then(|()| self.trace.write_all_at(input, 0));
+        traced.expect("the folder for temporary files has room");
         let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| (self.decode)(input)));
         let took = began.elapsed();
