@@ -103,7 +103,11 @@ pub async fn start(config: Config) -> Result<App, StartError> {
     });
     let (writes, grpc_writes) = push_and_grpc_routers(push, out);
     let reads = query::router(query::QueryConfig::default(), store.clone());
-    let all = Router::new().merge(own_routes::routes(own.clone())).merge(reads).merge(writes.clone());
+    let all = Router::new()
+        .merge(own_routes::routes(own.clone()))
+        .merge(crate::backup::routes(store.clone()))
+        .merge(reads)
+        .merge(writes.clone());
 
     let stop_listening = CancellationToken::new();
     let mut listeners = JoinSet::new();

@@ -26,6 +26,10 @@ pub enum Command {
     Check(CheckArgs),
     /// Run the section `tests` of a configuration file: rows in, rows out, without starting anything
     Test(CheckArgs),
+    /// Copy everything stored to a folder, also while a server is running
+    Backup(BackupArgs),
+    /// Make a data directory of a backup
+    Restore(RestoreArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -59,6 +63,29 @@ pub struct ServeArgs {
     /// error, warn, info, debug or trace, also per module: info,storage=debug [default: warn]
     #[arg(long, env = "SIGHTLINE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Data directory to copy
+    #[arg(long, env = "SIGHTLINE_DATA_DIR", value_name = "DIR", default_value = "./sightline-data")]
+    pub data_dir: PathBuf,
+    /// Folder for the copy; empty or not there
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Address of the server that uses the data directory, if one does
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7600")]
+    pub url: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Folder with the backup
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
+    /// Data directory to make; empty or not there
+    #[arg(long, env = "SIGHTLINE_DATA_DIR", value_name = "DIR", default_value = "./sightline-data")]
+    pub data_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -46,6 +46,7 @@
 //! 1 anything else, 2 a wrong command line. The parts are put together in [`app`].
 
 mod app;
+mod backup;
 mod cli;
 mod config;
 mod own_routes;
@@ -68,6 +69,8 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "sightline", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Some(Command::Backup(args)) => block_on(backup::backup(&args)),
+        Some(Command::Restore(args)) => block_on(backup::restore_command(&args)),
         Some(Command::Check(args)) => check(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Test(args)) => test(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Serve(args)) => serve(&args),
@@ -142,16 +145,19 @@ fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    block_on(run(config))
+}
+
+fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK_BYTES).build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
+    match runtime {
+        Ok(runtime) => runtime.block_on(work),
         Err(e) => {
             eprintln!("error: cannot start the runtime: {e}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
-    };
-    runtime.block_on(run(config))
+    }
 }
 
 /// Stack of each thread. The languages limit how deep a query nests ([`query::syntax::DEPTH_MAX`]); a debug build needs more

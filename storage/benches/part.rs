@@ -226,7 +226,7 @@ fn stored(input: &RecordBatch) -> RecordBatch {
     let mut columns = input.columns().to_vec();
     columns.push(Arc::new(streams));
     columns.push(Arc::new(templates));
-    RecordBatch::try_new(schema::stored(Table::Logs), columns).unwrap()
+    RecordBatch::try_new(schema::head(Table::Logs), columns).unwrap()
 }
 
 /// Counters and gauges of 2,000 series, a scrape a batch.

@@ -14,6 +14,7 @@
 //! 3. Every queue, loop over input and cache has a bound in [`limits`].
 //! 4. Damage is quarantined, counted and reported; what is intact is served.
 
+pub mod backup;
 pub mod catalog;
 pub mod compact;
 pub mod config;
@@ -34,6 +35,7 @@ pub mod store;
 pub mod vfs;
 pub mod wal;
 
+pub use compact::delete::{DeleteRequest, Receipt};
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
 pub use scan::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};

@@ -31,8 +31,15 @@ pub const FLUSH_DICTIONARY_BYTES_MAX: usize = 256 << 20;
 /// Decoded bytes of a part's run index at most, against a damaged length.
 pub const RUN_INDEX_BYTES_MAX: usize = 1 << 30;
 
-/// Spans of one trace for which nested-set numbers are computed; of a larger trace they stay null.
+/// Spans of one trace that a merge numbers and rids of repeated span ids. It must hold all of them to do so (some 200 MB at
+/// this bound), since a part has a trace's spans in tree order. The spans of a larger trace are kept and found all the same,
+/// in the order they came, repeated ones too and with null numbers; parent ids decide then, as they do for rows in the head.
 pub const NESTED_SET_SPANS_MAX: usize = 262_144;
+
+/// Templates per row of a log stream in one flush above which the stream counts as untemplated, and the rows it must have for
+/// that to mean anything: a stream of few rows has few of each template, however regular it is.
+pub const TEMPLATES_PER_ROW_MAX: f64 = 0.1;
+pub const TEMPLATED_ROWS_MIN: usize = 1024;
 
 /// Bytes a scan may hold to bring rows into time order.
 pub const SCAN_SORT_BYTES_MAX: usize = 256 << 20;

@@ -21,6 +21,8 @@ pub struct StoreMetrics {
     pub compaction_bytes: AtomicU64,
     pub compaction_micros: AtomicU64,
     pub retention_parts: AtomicU64,
+    pub deletes: AtomicU64,
+    pub delete_rows: AtomicU64,
     pub checkpoints: AtomicU64,
     pub quarantined_parts: AtomicU64,
     /// Gauge.
@@ -134,6 +136,8 @@ impl StoreMetrics {
                 "counter",
                 get(&self.retention_parts),
             ),
+            line("storage_deletes_total", "Deletes by predicate that removed rows.", "counter", get(&self.deletes)),
+            line("storage_delete_rows_total", "Rows deleted by predicate.", "counter", get(&self.delete_rows)),
             line("storage_checkpoints_total", "Delta checkpoints written.", "counter", get(&self.checkpoints)),
             line(
                 "storage_quarantined_parts_total",

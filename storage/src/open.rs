@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Folder of the tables in the data directory.
-const TABLES: &str = "data";
+pub(crate) const TABLES: &str = "data";
 
 pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
     let dir = if env.lock_dir { Some(DataDir::open(&config.dir)?) } else { None };
@@ -84,6 +84,8 @@ pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, 
         purge: Purge::default(),
         compact_limits: crate::compact::plan::Limits::default(),
         dir: Mutex::new(dir),
+        appends: Mutex::default(),
+        publishing: Mutex::new(()),
         env,
     });
     if inner.config.background {
@@ -274,10 +276,28 @@ impl Inner {
     }
 
     /// Brings the index of a table up to what the parts of the range's days, and batches still in the WAL, hold.
-    pub(crate) fn ensure_indexed(&self, state: &TableState, range: TimeRange) -> Result<(), ScanError> {
+    fn ensure_indexed(&self, state: &TableState, range: TimeRange) -> Result<(), ScanError> {
         let first = range.start().day();
         let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
         self.index_parts(state, |day| first <= day && day <= last)
+    }
+
+    /// What `look` finds in the index of a table, filled for the range.
+    pub(crate) fn find_indexed<T>(
+        &self,
+        state: &TableState,
+        range: TimeRange,
+        look: impl Fn(&LabelIndex) -> T,
+    ) -> Result<T, ScanError> {
+        loop {
+            let generation = state.index.read().generation;
+            self.ensure_indexed(state, range)?;
+            let index = state.index.read();
+            // Else a delete has emptied days in between; deletes are rare and one at a time.
+            if index.generation == generation {
+                return Ok(look(&index));
+            }
+        }
     }
 
     /// As [`Inner::ensure_indexed`] for certain days.
@@ -288,28 +308,37 @@ impl Inner {
     fn index_parts(&self, state: &TableState, wanted: impl Fn(i64) -> bool) -> Result<(), ScanError> {
         // The head first: rows that are flushed meanwhile are then found in the parts.
         if !state.replay_indexed.load(Ordering::Acquire) {
+            let generation = state.index.read().generation;
             let head = state.data.read().head.batches.clone();
             for batch in head.iter().filter(|b| matches!(b.rows, HeadRows::Wal(_))) {
                 match batch.load(state.table) {
-                    Ok(rows) => index_batch(state, rows),
+                    Ok(rows) => index_batch(&mut state.index.write(), state.table, &rows),
                     Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
                     Err(e) => return Err(e),
                 }
             }
-            state.replay_indexed.store(true, Ordering::Release);
+            let index = state.index.read();
+            if index.generation == generation {
+                state.replay_indexed.store(true, Ordering::Release);
+            }
         }
         let parts = state.data.read().parts.clone();
         for entry in parts.iter().filter(|p| wanted(p.day())) {
             if state.index.read().days.get(&entry.day()).is_some_and(|d| d.parts.contains(&entry.path)) {
                 continue;
             }
+            let generation = state.index.read().generation;
             let file = state.catalog.read().file_of(&entry.path);
             match self.index_part(state, &file, entry) {
                 Ok(()) => {}
                 Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
                 Err(e) => return Err(e),
             }
-            state.index.write().days.entry(entry.day()).or_default().parts.insert(entry.path.clone());
+            let mut index = state.index.write();
+            // Else what was entered just now may have been forgotten with its day.
+            if index.generation == generation {
+                index.days.entry(entry.day()).or_default().parts.insert(entry.path.clone());
+            }
         }
         Ok(())
     }
@@ -345,14 +374,14 @@ impl Inner {
     }
 }
 
-fn index_batch(state: &TableState, rows: arrow::array::RecordBatch) {
-    let mut index = state.index.write();
-    match state.table {
+/// Enters streams or series of a head batch.
+pub(crate) fn index_batch(index: &mut LabelIndex, table: Table, rows: &arrow::array::RecordBatch) {
+    match table {
         Table::Logs => {
-            let streams = streams_of(&rows);
-            crate::head::points::index_streams(&mut index, &streams);
+            let streams = streams_of(rows);
+            crate::head::points::index_streams(index, &streams);
         }
-        Table::MetricSeries => index_series(&mut index, &rows, true),
+        Table::MetricSeries => index_series(index, rows, true),
         _ => {}
     }
 }

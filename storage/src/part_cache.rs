@@ -72,10 +72,10 @@ impl PartCache {
 
 /// An object read by ranges.
 #[derive(Debug)]
-struct ObjectRange {
-    objects: Arc<dyn Objects>,
-    path: String,
-    size: u64,
+pub(crate) struct ObjectRange {
+    pub objects: Arc<dyn Objects>,
+    pub path: String,
+    pub size: u64,
 }
 
 impl RangeRead for ObjectRange {
@@ -140,7 +140,7 @@ impl HeadBatch {
                     }
                     _ => ScanError::Corrupt { part: part(), reason: e.to_string() },
                 })?;
-                if rows.schema_ref().fields() != schema::stored(table).fields() {
+                if rows.schema_ref().fields() != schema::head(table).fields() {
                     return Err(ScanError::Corrupt {
                         part: part(),
                         reason: "its columns are those of another release".into(),
@@ -170,11 +170,10 @@ impl RowSource for HeadSource {
             return Ok(());
         }
         // In pieces, so that a selection of one in many rows works in cache and can stop early.
-        let rows = narrow(&rows, columns)?;
         let mut at = 0;
         while at < rows.num_rows() {
             let n = HEAD_PIECE_ROWS.min(rows.num_rows() - at);
-            if !visit(rows.slice(at, n))? {
+            if !visit(narrow(self.table, &rows.slice(at, n), columns, self.batch.first_seq)?)? {
                 break;
             }
             at += n;

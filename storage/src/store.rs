@@ -1,7 +1,7 @@
 //! The store: append, scan, labels, close. Opening is in [`crate::open`], background work in [`crate::compact::worker`].
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     AppendError, OpenError, ScanError, ScanRequest, ScanStats, ScanStream, Selector, StoreConfig,
     catalog::{PartEntry, Purge, TableCatalog},
+    compact::delete::{DeleteRequest, Receipt},
     head::{
         HeadBatch, HeadRows, TableHead,
         rows::{self, StoredRows},
@@ -212,6 +213,10 @@ pub(crate) struct Inner {
     pub metrics: Arc<StoreMetrics>,
     pub purge: Purge,
     pub compact_limits: crate::compact::plan::Limits,
+    /// Held by every append from before it looks into an index until its rows are published or it has failed.
+    pub appends: Mutex<Arc<()>>,
+    /// Held while a record is made visible: whoever holds it sees whole records.
+    pub publishing: Mutex<()>,
     /// Given back by [`Inner::close`], after everything that writes has ended.
     pub dir: Mutex<Option<DataDir>>,
 }
@@ -329,8 +334,8 @@ impl Store {
         let Some(state) = self.inner.table(tenant, table) else { return Ok(Vec::new()) };
         let (inner, matchers) = (self.inner.clone(), matchers.to_vec());
         tokio::task::spawn_blocking(move || {
-            inner.ensure_indexed(&state, range)?;
-            let mut out: Vec<_> = state.index.read().find(&matchers, range).into_iter().collect();
+            let mut out: Vec<_> =
+                inner.find_indexed(&state, range, |i| i.find(&matchers, range))?.into_iter().collect();
             out.sort_by(|a, b| a.1.labels.cmp(&b.1.labels));
             Ok(out)
         })
@@ -367,6 +372,34 @@ impl Store {
         tokio::task::spawn_blocking(move || inner.expire_all())
             .await
             .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Deletes rows: all that were acknowledged before the call and match. All of them or, after an error, none.
+    pub async fn delete(&self, request: DeleteRequest) -> Result<Receipt, ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.delete(&request))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Deletes the points of series, and each series from the days on which no point of it is left. The receipt counts
+    /// points.
+    pub async fn delete_series(
+        &self,
+        tenant: &TenantId,
+        matchers: Vec<Matcher>,
+        range: TimeRange,
+    ) -> Result<Receipt, ScanError> {
+        let (inner, tenant) = (self.inner.clone(), tenant.clone());
+        tokio::task::spawn_blocking(move || inner.delete_series(&tenant, &matchers, range))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Deletes the files of parts that nobody reads any more; in the background that happens by itself.
+    pub async fn purge(&self) -> Result<(), ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.run_purge()).await.map_err(|e| ScanError::Internal(e.to_string()))
     }
 
     /// Writes a checkpoint of every table's log, due or not.
@@ -525,6 +558,7 @@ impl Inner {
         reserved: Reserved,
         admitted: Option<InFlight>,
     ) -> Result<Option<wal::Entry>, AppendError> {
+        let underway = self.appends.lock().clone();
         let mut stored = Vec::with_capacity(append.rows.len());
         let mut lives = HashMap::new();
         for (table, batch) in &append.rows {
@@ -565,10 +599,12 @@ impl Inner {
         let (inner, tenant, batch_id, sources) =
             (self.clone(), append.tenant.clone(), append.batch_id, append.sources);
         let publish = Box::new(move |committed: &wal::Committed| {
+            let _whole = inner.publishing.lock();
             inner.publish(committed.seq, stored, &targets, lives, reserved);
             inner.sources.record(&tenant, &sources, batch_id);
             // Held until here and not by the caller, who may have gone while the record was on its way.
             drop(admitted);
+            drop(underway);
             inner.published_seq.fetch_max(committed.seq, Ordering::Release);
         });
         Ok(Some(wal::Entry { tenant: append.tenant, sections, publish }))
@@ -591,13 +627,17 @@ impl Inner {
                 .filter(|k| Arc::ptr_eq(&targets[*k], state))
                 .filter_map(|k| stored[k].take())
                 .collect();
-            let mut fresh = Vec::with_capacity(same.len());
+            if same.is_empty() {
+                continue;
+            }
+            // Index and head together: see `Inner::index_anew`.
+            let mut data = state.data.write();
             for rows in same {
                 self.metrics.rows_in(rows.table, rows.batch.num_rows());
                 crate::head::points::index_rows(&mut state.index.write(), &rows);
                 let bytes = rows.batch.get_array_memory_size();
                 self.head_bytes.fetch_add(bytes, Ordering::Relaxed);
-                fresh.push(HeadBatch {
+                data.head.push(HeadBatch {
                     first_seq: seq,
                     last_seq: seq,
                     row_count: rows.batch.num_rows(),
@@ -608,11 +648,6 @@ impl Inner {
                     rows: HeadRows::Memory(rows.batch),
                 });
             }
-            if fresh.is_empty() {
-                continue;
-            }
-            let mut data = state.data.write();
-            fresh.into_iter().for_each(|batch| data.head.push(batch));
             if data.head.bytes >= self.config.flush_bytes {
                 self.wake.wake();
             }
@@ -629,12 +664,9 @@ impl Inner {
         reserved.spent();
     }
 
-    fn plan_scan(
-        self: &Arc<Self>,
-        request: ScanRequest,
-        stats: Arc<ScanStats>,
-    ) -> Result<Option<ScanJob>, ScanError> {
-        let selector = match &request.selector {
+    /// The selector of a request in the form that rows are tested with.
+    pub(crate) fn row_selector(&self, request: &ScanRequest) -> Result<RowSelector, ScanError> {
+        Ok(match &request.selector {
             Selector::All => RowSelector::All,
             Selector::Ids(ids) => RowSelector::Ids(ids.iter().copied().collect()),
             Selector::Trace(t) => RowSelector::Trace(*t),
@@ -646,16 +678,21 @@ impl Inner {
                     }
                     _ => Table::MetricSeries,
                 };
-                let ids = match self.table(&request.tenant, owner) {
-                    None => HashSet::new(),
-                    Some(state) => {
-                        self.ensure_indexed(&state, request.range)?;
-                        state.index.read().find(matchers, request.range).into_keys().collect()
-                    }
+                let found = match self.table(&request.tenant, owner) {
+                    None => HashMap::new(),
+                    Some(state) => self.find_indexed(&state, request.range, |i| i.find(matchers, request.range))?,
                 };
-                RowSelector::Ids(ids)
+                RowSelector::Ids(found.into_keys().collect())
             }
-        };
+        })
+    }
+
+    fn plan_scan(
+        self: &Arc<Self>,
+        request: ScanRequest,
+        stats: Arc<ScanStats>,
+    ) -> Result<Option<ScanJob>, ScanError> {
+        let selector = self.row_selector(&request)?;
         let columns = select::needed_columns(&request, &selector)?;
         if matches!(&selector, RowSelector::Ids(ids) if ids.is_empty()) {
             return Ok(None);

@@ -14,7 +14,7 @@ use arrow::{
     datatypes::{Float64Type, Int32Type},
 };
 use storage::{
-    Append, AppendError, Durability, ScanRequest, Selector, Store, StoreConfig,
+    Append, AppendError, DeleteRequest, Durability, RowFilter, ScanRequest, Selector, Store, StoreConfig,
     config::{Retention, RetentionRule},
     model::{
         Labels, LogBatchBuilder, LogRow, MatchOp, Matcher, MetricBatchBuilder, Table, TenantId, TimeRange,
@@ -196,6 +196,85 @@ async fn a_scan_sees_every_row_once_while_flushes_merges_and_retention_go_on() {
             assert_eq!(found[&writer].len() as u64, w.acked.load(Ordering::SeqCst), "{table:?} of writer {writer}");
         }
     }
+    store.close().await.unwrap();
+}
+
+/// Deletes every number of a writer that is a multiple of ten.
+struct Tens;
+
+impl RowFilter for Tens {
+    fn columns(&self) -> &[&'static str] {
+        &["body"]
+    }
+    fn keep(&self, batch: &arrow::array::RecordBatch) -> Result<arrow::array::BooleanArray, storage::ScanError> {
+        let body = batch.column_by_name("body").unwrap().as_string::<i32>();
+        Ok(body.iter().map(|b| b.map(|b| b.ends_with('0'))).collect())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_beside_scans_and_merges_take_theirs_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(hasty(dir.path())).await.unwrap();
+    let written: Arc<Vec<Written>> = Arc::new((0..3).map(|_| Written::default()).collect());
+    let stop = Arc::new(AtomicBool::new(false));
+    let base = (now_ms() / HOUR_MS - 4) * HOUR_MS;
+    let mut tasks = tokio::task::JoinSet::new();
+    // The scan looks at the first two for missing rows; deletes are for the third.
+    for writer in 0..3 {
+        tasks.spawn(write(store.clone(), writer, written.clone(), stop.clone(), base));
+    }
+    let mut scanners = tokio::task::JoinSet::new();
+    for table in [Table::Logs, Table::MetricSamples] {
+        scanners.spawn(scan(store.clone(), written.clone(), stop.clone(), table));
+    }
+    let tenant = TenantId::default_tenant();
+    let tens = DeleteRequest {
+        tenant: tenant.clone(),
+        table: Table::Logs,
+        selector: Selector::Labels(vec![Matcher::equal("app", "w2")]),
+        range: TimeRange::ALL,
+        filter: Some(Arc::new(Tens)),
+    };
+    let (mut logs, mut points, mut round) = (0, 0, 0);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let acked = written[2].acked.load(Ordering::SeqCst);
+        logs += store.delete(tens.clone()).await.unwrap().rows;
+        let mut found = count(&store, Table::Logs, Selector::All).await;
+        let third = found.remove(&2).unwrap_or_default();
+        assert!(!third.keys().any(|n| n % 10 == 0 && *n < acked), "round {round}: deleted rows are seen");
+        assert!(
+            (0..acked).filter(|n| n % 10 != 0).all(|n| third.contains_key(&n)),
+            "round {round}: too much is gone"
+        );
+        if round % 3 == 1 {
+            let matchers = vec![Matcher::equal("__name__", "w2")];
+            points += store.delete_series(&tenant, matchers, TimeRange::ALL).await.unwrap().rows;
+        }
+        if round % 4 == 2 {
+            store.compact().await.unwrap();
+        }
+        round += 1;
+    }
+    stop.store(true, Ordering::SeqCst);
+    while let Some(done) = scanners.join_next().await {
+        done.unwrap();
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    eprintln!("{round} rounds: {logs} log rows and {points} points deleted");
+    assert!(logs > 0 && points > 0);
+    // Points that came after a delete are found by their labels: no series lost its row to a delete beside its append.
+    let all = count(&store, Table::MetricSamples, Selector::All).await.remove(&2).unwrap_or_default();
+    let labels = Selector::Labels(vec![Matcher::equal("__name__", "w2")]);
+    let named = count(&store, Table::MetricSamples, labels.clone()).await.remove(&2).unwrap_or_default();
+    assert_eq!(all, named);
+    store.close().await.unwrap();
+    let store = Store::open(hasty(dir.path())).await.unwrap();
+    assert_eq!(count(&store, Table::MetricSamples, labels).await.remove(&2).unwrap_or_default(), named);
     store.close().await.unwrap();
 }
 

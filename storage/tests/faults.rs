@@ -58,6 +58,7 @@ fn acknowledged_rows_are_found_once_and_unchanged_whatever_the_disk_does() {
     // A run that never met a fault would prove nothing.
     if seeds.len() >= 100 {
         assert!(totals.acked > 0 && totals.refused > 0 && totals.survived > 0, "{totals:?}");
+        assert!(totals.deletes > 0 && totals.failed_deletes > 0, "{totals:?}");
         assert!(totals.power_cuts > 0 && totals.failed_flushes > 0 && totals.retried > 0, "{totals:?}");
     }
 }

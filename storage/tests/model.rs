@@ -8,7 +8,8 @@ use arrow::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use storage::{
-    Append, Durability, RowFilter, ScanOrder, ScanRequest, Selector, SourcePosition, Store, StoreConfig,
+    Append, DeleteRequest, Durability, Receipt, RowFilter, ScanOrder, ScanRequest, Selector, SourcePosition, Store,
+    StoreConfig,
     model::{
         Labels, LogBatchBuilder, LogRow, Matcher, MetricBatchBuilder, SpanBatchBuilder, SpanRow, Table, TenantId,
         TimeRange, Timestamp, batch::SeriesMeta,
@@ -302,4 +303,185 @@ async fn tenants_do_not_see_each_other() {
         assert_eq!(streams[0].labels.get("app"), Some(app));
     }
     assert_eq!(store.tenants(), [a, b]);
+}
+
+/// Bodies of several templates, so that a part tears apart what arrived together.
+fn tied_rows(rng: &mut StdRng, next: &mut i64) -> Vec<Row> {
+    let n = rng.random_range(1..120);
+    (0..n)
+        .map(|_| {
+            *next += 1;
+            let body = match rng.random_range(0..4) {
+                0 => format!("request {next} done"),
+                1 => format!("took {next} ms"),
+                2 => format!("zebra {next}"),
+                _ => format!("{next}: a line"),
+            };
+            // A second each, and some of an earlier hour.
+            let ts = BASE + rng.random_range(0..2) * HOUR + rng.random_range(0..6) * 1_000_000_000;
+            Row { ts, app: format!("app{}", rng.random_range(0..3)), body }
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn equal_times_of_a_stream_come_in_the_order_they_arrived() {
+    for seed in seeds(10) {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x7135);
+        let dir = tempfile::tempdir().unwrap();
+        let tenant = TenantId::default_tenant();
+        let mut store = Store::open(config(dir.path())).await.unwrap();
+        let (mut model, mut next) = (Vec::<Row>::new(), 0);
+        for step in 0..24 {
+            match rng.random_range(0..10) {
+                0..=5 => {
+                    let rows = tied_rows(&mut rng, &mut next);
+                    append_logs(&store, &tenant, &rows).await;
+                    model.extend(rows);
+                }
+                6..=7 => store.flush().await.unwrap(),
+                8 => store.compact().await.unwrap(),
+                _ => {
+                    store.abandon().await.unwrap();
+                    store = Store::open(config(dir.path())).await.unwrap();
+                }
+            }
+            let app = format!("app{}", rng.random_range(0..3));
+            let request = ScanRequest::new(tenant.clone(), Table::Logs, TimeRange::ALL)
+                .columns(&["ts", "stream_labels", "body"])
+                .selector(Selector::Labels(vec![Matcher::equal("app", app.as_str())]));
+            let mut want: Vec<Row> = model.iter().filter(|r| r.app == app).cloned().collect();
+            want.sort_by_key(|r| r.ts);
+            for order in [ScanOrder::TimeAscending, ScanOrder::TimeDescending] {
+                let limit = rng.random_bool(0.5).then(|| rng.random_range(1..60));
+                let got = store.scan(request.clone().order(order, limit)).await.unwrap().collect().await.unwrap();
+                let top: Vec<Row> = want.iter().take(limit.unwrap_or(usize::MAX)).cloned().collect();
+                assert_eq!(rows_of(&got), top, "seed {seed} step {step} {order:?} limit {limit:?}");
+                want.reverse();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_delete_takes_what_matches_and_nothing_else() {
+    for seed in seeds(10) {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0xde1e);
+        let dir = tempfile::tempdir().unwrap();
+        let tenant = TenantId::default_tenant();
+        let mut store = Store::open(config(dir.path())).await.unwrap();
+        let (mut model, mut next, mut deleted) = (Vec::<Row>::new(), 0i64, 0);
+        for step in 0..26 {
+            let what = format!("seed {seed} step {step}");
+            match rng.random_range(0..10) {
+                0..=4 => {
+                    let rows: Vec<Row> = (0..rng.random_range(1..200))
+                        .map(|_| {
+                            next += 1;
+                            Row {
+                                ts: BASE + rng.random_range(0..3 * HOUR) / 10_000 * 10_000 + next % 10_000,
+                                app: format!("app{}", rng.random_range(0..4)),
+                                body: format!("request {} took {} ms", next, rng.random_range(0..1000)),
+                            }
+                        })
+                        .collect();
+                    append_logs(&store, &tenant, &rows).await;
+                    model.extend(rows);
+                }
+                5 => store.flush().await.unwrap(),
+                6 => store.compact().await.unwrap(),
+                7 => {
+                    store.abandon().await.unwrap();
+                    store = Store::open(config(dir.path())).await.unwrap();
+                }
+                _ => {
+                    let start = BASE + rng.random_range(-HOUR..3 * HOUR);
+                    let range = match rng.random_bool(0.3) {
+                        true => TimeRange::ALL,
+                        false => {
+                            TimeRange::new(Timestamp(start), Timestamp(start + rng.random_range(1..HOUR))).unwrap()
+                        }
+                    };
+                    let app = format!("app{}", rng.random_range(0..5));
+                    let filter = rng.random_bool(0.6);
+                    let request = DeleteRequest {
+                        tenant: tenant.clone(),
+                        table: Table::Logs,
+                        selector: Selector::Labels(vec![Matcher::equal("app", app.as_str())]),
+                        range,
+                        filter: filter.then(|| Arc::new(Contains("7")) as Arc<dyn RowFilter>),
+                    };
+                    let receipt = store.delete(request.clone()).await.unwrap();
+                    let before = model.len();
+                    model.retain(|r| {
+                        r.app != app || !range.contains(Timestamp(r.ts)) || (filter && !r.body.contains('7'))
+                    });
+                    assert_eq!(receipt.rows, (before - model.len()) as u64, "{what}");
+                    assert_eq!(receipt.files > 0, receipt.rows > 0, "{what}");
+                    deleted += receipt.rows;
+                    assert_eq!(store.delete(request).await.unwrap(), Receipt::default(), "{what}: a second time");
+                    let mut left: Vec<&str> = model.iter().map(|r| r.app.as_str()).collect();
+                    left.sort_unstable();
+                    left.dedup();
+                    let streams = store.streams(&tenant, &[], TimeRange::ALL).await.unwrap();
+                    let found: Vec<&str> = streams.iter().filter_map(|s| s.labels.get("app")).collect();
+                    assert_eq!(found, left, "{what}: streams without a record are no streams");
+                }
+            }
+            compare(&store, &tenant, &model, &mut rng, &what).await;
+        }
+        assert!(deleted > 0, "seed {seed}");
+        store.close().await.unwrap();
+        let store = Store::open(config(dir.path())).await.unwrap();
+        compare(&store, &tenant, &model, &mut rng, &format!("seed {seed} end")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_series_goes_with_its_last_point_and_comes_back_with_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let mut store = Store::open(config(dir.path())).await.unwrap();
+    let base_ms = BASE / 1_000_000;
+    let append = async |store: &Store, job: &str, at_ms: i64| {
+        let mut b = MetricBatchBuilder::new();
+        let id = b.series(&Labels::from_pairs([("__name__", "m"), ("job", job)]), SeriesMeta::default());
+        (0..10).for_each(|i| b.sample(id, at_ms + i, None, 1.0));
+        let m = b.finish();
+        let rows = vec![(Table::MetricSeries, m.series), (Table::MetricSamples, m.samples)];
+        store.append(Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+    };
+    let jobs = async |store: &Store| {
+        let found = store.series(&tenant, &[Matcher::equal("__name__", "m")], TimeRange::ALL).await.unwrap();
+        found.iter().map(|s| s.labels.get("job").unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for job in ["a", "b"] {
+        append(&store, job, base_ms).await;
+        append(&store, job, base_ms + 24 * 3_600_000).await;
+    }
+    let job = |j: &str| vec![Matcher::equal("job", j)];
+    let range =
+        |from: i64, to: i64| TimeRange::new(Timestamp::from_millis(from), Timestamp::from_millis(to)).unwrap();
+    // Half of a day's points: the series stays, and is not there on a day without points.
+    let receipt = store.delete_series(&tenant, job("a"), range(base_ms, base_ms + 5)).await.unwrap();
+    assert_eq!(receipt.rows, 5);
+    assert_eq!(jobs(&store).await, ["a", "b"]);
+    let receipt = store.delete_series(&tenant, job("a"), range(base_ms, base_ms + 100)).await.unwrap();
+    assert_eq!(receipt.rows, 5);
+    let first_day = store.series(&tenant, &[], range(base_ms, base_ms + 1000)).await.unwrap();
+    assert_eq!(first_day.len(), 1, "{first_day:?}");
+    assert_eq!(jobs(&store).await, ["a", "b"]);
+    assert_eq!(store.delete_series(&tenant, job("a"), TimeRange::ALL).await.unwrap().rows, 10);
+    assert_eq!(jobs(&store).await, ["b"]);
+    for round in 0..2 {
+        append(&store, "a", base_ms).await;
+        assert_eq!(jobs(&store).await, ["a", "b"], "round {round}");
+        store.abandon().await.unwrap();
+        store = Store::open(config(dir.path())).await.unwrap();
+        assert_eq!(jobs(&store).await, ["a", "b"], "round {round}");
+        store.compact().await.unwrap();
+        assert_eq!(store.delete_series(&tenant, job("a"), TimeRange::ALL).await.unwrap().rows, 10);
+        assert_eq!(jobs(&store).await, ["b"], "round {round}");
+    }
+    store.close().await.unwrap();
 }

@@ -30,6 +30,9 @@ pub struct DeviceIo {
     pub writes: f64,
     pub read_bytes: f64,
     pub written_bytes: f64,
+    /// Time in service; `None` where the kernel does not count it.
+    pub read_seconds: Option<f64>,
+    pub write_seconds: Option<f64>,
 }
 
 /// Figures of one cgroup, children included. Seconds, bytes, counts; `None`: not told. A limit of 0 is none.
@@ -94,6 +97,8 @@ const CPU: Family = Family("container_cpu_usage_seconds_total", COUNTER, "Cpu ti
 const READS: Family = Family("container_fs_reads_total", COUNTER, "Reads completed.");
 const WRITES: Family = Family("container_fs_writes_total", COUNTER, "Writes completed.");
 const READ_BYTES: Family = Family("container_fs_reads_bytes_total", COUNTER, "Bytes read.");
+const READ_SECONDS: Family = Family("container_fs_reads_seconds_total", COUNTER, "Time spent reading, seconds.");
+const WRITE_SECONDS: Family = Family("container_fs_writes_seconds_total", COUNTER, "Time spent writing, seconds.");
 const WRITTEN_BYTES: Family = Family("container_fs_writes_bytes_total", COUNTER, "Bytes written.");
 const LAST_SEEN: Family = Family("container_last_seen", GAUGE, "When the container was last seen, Unix seconds.");
 const START: Family = Family("container_start_time_seconds", GAUGE, "When its first process started, Unix seconds.");
@@ -242,6 +247,8 @@ pub fn collect(proc: &Path, hierarchies: &Hierarchies, containers: &[Container],
             add(&WRITES, &device, Some(d.writes));
             add(&READ_BYTES, &device, Some(d.read_bytes));
             add(&WRITTEN_BYTES, &device, Some(d.written_bytes));
+            add(&READ_SECONDS, &device, d.read_seconds);
+            add(&WRITE_SECONDS, &device, d.write_seconds);
         }
         add(&PROCESSES, &[], Some(processes.len() as f64));
         let Some(first) = processes.first() else { continue };

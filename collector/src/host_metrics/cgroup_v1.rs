@@ -74,8 +74,27 @@ fn io(blkio: &Path) -> Vec<DeviceIo> {
             }
         }
         if !devices.is_empty() {
+            service_times(blkio, &mut devices);
             return devices;
         }
     }
     Vec::new()
+}
+
+/// Time between dispatch and completion, which only a scheduler counts: BFQ, and CFQ in kernels before 5.0.
+fn service_times(blkio: &Path, devices: &mut [DeviceIo]) {
+    for file in ["blkio.bfq.io_service_time_recursive", "blkio.io_service_time_recursive"] {
+        let text = read(&blkio.join(file));
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [device, operation, nanos] = words[..] else { continue };
+            let Some(slot) = devices.iter_mut().find(|d| d.number == device) else { continue };
+            let seconds = nanos.parse::<f64>().ok().map(|ns| ns / 1e9);
+            match operation {
+                "Read" => slot.read_seconds = slot.read_seconds.or(seconds),
+                "Write" => slot.write_seconds = slot.write_seconds.or(seconds),
+                _ => {}
+            }
+        }
+    }
 }

@@ -59,5 +59,8 @@ fn io(line: &str) -> Option<DeviceIo> {
         writes: value("wios"),
         read_bytes: value("rbytes"),
         written_bytes: value("wbytes"),
+        // `io.stat` counts no time.
+        read_seconds: None,
+        write_seconds: None,
     })
 }

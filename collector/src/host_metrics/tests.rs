@@ -105,6 +105,10 @@ fn version_1_hierarchies_give_container_figures_in_base_units() {
         "8:0 Read 11\n8:0 Write 12\n8:0 Total 23\nTotal 23\n",
     );
     write(&at("blkio", "blkio.throttle.io_service_bytes_recursive"), "8:0 Read 4096\n8:0 Write 8192\nTotal 1\n");
+    write(
+        &at("blkio", "blkio.bfq.io_service_time_recursive"),
+        "8:0 Read 1500000000\n8:0 Write 250000000\n8:0 Total 1750000000\nTotal 1750000000\n",
+    );
     write(&dir.path().join(format!("cgroup/memory/libpod_parent/libpod-conmon-{ID}/cgroup.procs")), "9\n");
     let all = look(dir.path(), &[container()]);
     let hz = rustix::param::clock_ticks_per_second() as f64;
@@ -134,6 +138,8 @@ fn version_1_hierarchies_give_container_figures_in_base_units() {
     let disk = [("device", "/dev/sda")];
     assert_eq!(value(&all, "container_fs_reads_total", &disk), Some(11.0));
     assert_eq!(value(&all, "container_fs_writes_bytes_total", &disk), Some(8192.0));
+    assert_eq!(value(&all, "container_fs_reads_seconds_total", &disk), Some(1.5));
+    assert_eq!(value(&all, "container_fs_writes_seconds_total", &disk), Some(0.25));
     let eth = [("interface", "eth0"), ("name", "web")];
     assert_eq!(value(&all, "container_network_receive_errors_total", &eth), Some(3.0));
     assert_eq!(value(&all, "container_network_transmit_packets_dropped_total", &eth), Some(7.0));
@@ -182,6 +188,7 @@ fn version_2_gives_the_same_figures_from_its_files() {
     ] {
         assert_eq!(value(&all, name, &[("name", "web")]), Some(want), "{name}");
     }
+    assert_eq!(value(&all, "container_fs_reads_seconds_total", &[]), None, "the kernel counts no time here");
     // A container nobody names has its cgroup alone.
     let all = look(dir.path(), &[]);
     assert!(all.iter().all(|(l, _, _)| l.get("name").is_none() && l.get("id").is_some()));

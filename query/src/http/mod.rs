@@ -5,5 +5,8 @@ pub mod envelope;
 pub mod loki;
 pub mod params;
 pub mod prometheus;
+mod prometheus_admin;
+mod receipt;
 pub mod router;
+mod same_site;
 pub mod tempo;

@@ -214,7 +214,7 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: bool, begun: I
 }
 
 /// The selectors of `match[]`.
-fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, QueryError> {
+pub(super) fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, QueryError> {
     let all: Vec<&str> = params.all("match[]").collect();
     if all.len() > MATCHES_MAX {
         return Err(invalid("match[]", &format!("more than {MATCHES_MAX} selectors")));

@@ -3,7 +3,7 @@
 use axum::Router;
 use storage::Store;
 
-use super::{loki, prometheus, tempo};
+use super::{loki, prometheus, prometheus_admin, tempo};
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
@@ -20,7 +20,8 @@ pub struct QueryConfig {
 /// `/loki`.
 pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
-    let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()));
+    let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()))
+        .merge(prometheus_admin::router(store.clone()));
     let loki = loki::routes(store.clone());
     let tempo = tempo::router(tempo::Api::new(store));
     Router::new()

@@ -13,6 +13,7 @@
 
 pub mod ast;
 mod attrs;
+mod deletion;
 mod entry;
 mod error;
 mod eval;
@@ -29,6 +30,7 @@ mod regex;
 mod stage;
 mod vector;
 
+pub use deletion::deletion;
 pub use entry::{Kind, Label};
 pub use error::QueryError;
 pub use eval::{Context, Value, instant, range_query};

@@ -436,6 +436,45 @@ impl TableCatalog {
         format!("{}/{path}", self.options.prefix)
     }
 
+    /// The table's folder in the store.
+    pub fn folder(&self) -> &str {
+        &self.options.prefix
+    }
+
+    /// Name and bytes of the one log entry, of version 0, of another table that consists of `kept` of these parts and of
+    /// `fresh` ones. `oldest`: the least order of the fresh parts, at most 0; the kept ones get orders below it, so that
+    /// what is committed to the copy later comes behind all of them. `txn` is added to those of this table.
+    pub(crate) fn entry_of_copy(
+        &self,
+        kept: &[Arc<PartEntry>],
+        oldest: i64,
+        fresh: &[NewPart],
+        (app, seq): (String, i64),
+        now: Timestamp,
+    ) -> (String, Vec<u8>) {
+        let (mut txns, meta) = {
+            let inner = self.inner.lock();
+            (inner.state.txns.clone(), inner.state.metadata.clone())
+        };
+        let version = txns.get(&app).map_or(seq, |t| t.version.max(seq));
+        txns.insert(app.clone(), Txn { app_id: app, version, last_updated: Some(now.millis()) });
+        let shift = oldest - 1 - kept.iter().map(|p| p.order).max().unwrap_or(0);
+        let mut all = vec![info("BACKUP", now, true, new_uuid()), Action::Protocol(protocol())];
+        all.extend(meta.map(Action::MetaData));
+        all.extend(txns.into_values().map(Action::Txn));
+        for part in kept {
+            let mut add = Add { data_change: true, ..part.add.clone() };
+            let order = part.order.saturating_add(shift);
+            add.tags.get_or_insert_default().insert(TAG_ORDER.to_owned(), Some(order.to_string()));
+            all.push(Action::Add(add));
+        }
+        all.extend(fresh.iter().map(|p| Action::Add(add_of(self.options.table, p, 0, now, true))));
+        (
+            format!("{}/{}", log_folder(""), entry_name(0)).trim_start_matches('/').to_owned(),
+            actions::write_entry(&all),
+        )
+    }
+
     /// Writes the next entry and applies it. The files of the adds must be durable. When this returns, the commit is
     /// durable and [`TableCatalog::live`] shows it; after an error nothing was committed, unless
     /// [`CatalogError::is_uncertain`].

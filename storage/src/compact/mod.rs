@@ -1,7 +1,8 @@
 //! Fewer and larger parts, and the end of old ones. Decisions are pure ([`plan`], [`retention`]), [`merge`] makes one part of
-//! many; a worker does the rest of the IO.
+//! many, [`delete`] leaves rows out of them; a worker does the rest of the IO.
 
 mod combine;
+pub mod delete;
 pub mod merge;
 pub mod plan;
 pub mod retention;

@@ -15,7 +15,7 @@ use crate::{
     model::{SpanBatchBuilder, SpanRow, Table, TenantId, TimeRange, Timestamp, schema},
     part::{
         PartReader, sorted_rows,
-        tests::{assert_same, open, part_of, random_batch, read, small_options},
+        tests::{assert_same, open, part_of, random_batch, read, small_options, without_column},
     },
     scan::select::{self, RowSelector},
 };
@@ -190,6 +190,22 @@ fn every_span_id_of_every_trace_survives_a_merge_once() {
         got.sort();
         assert_eq!(got, expected);
     }
+}
+
+#[test]
+fn parts_of_a_release_without_seq_are_read_and_merged() {
+    let rng = &mut StdRng::seed_from_u64(5);
+    let old = random_batch(Table::Logs, 400, rng);
+    let head = RecordBatch::try_new(
+        schema::head(Table::Logs),
+        random_batch(Table::Logs, 300, rng).columns()[..old.num_columns() - 1].to_vec(),
+    )
+    .unwrap();
+    let old = sorted_rows(Table::Logs, &[old]);
+    let parts = [open(without_column(Table::Logs, &old, "seq")), open(part_of(Table::Logs, &[head]))];
+    let (all, _) = merged(Table::Logs, &parts, TimeRange::ALL);
+    assert_eq!(all.num_rows(), 700);
+    assert_eq!(all.column_by_name("seq").unwrap().null_count(), 400, "old rows have none, new ones all");
 }
 
 #[test]

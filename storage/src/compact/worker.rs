@@ -191,20 +191,23 @@ impl Inner {
     pub(crate) fn flush_all(&self) -> Result<(), ScanError> {
         let mut result = Ok(());
         for state in self.tables_now() {
-            let target = state.data.read().head.batches.last().map(|b| b.last_seq);
-            while let Some(target) = target
-                && state.data.read().head.batches.first().is_some_and(|b| b.first_seq <= target)
-            {
-                // One table's trouble is no reason to leave the others.
-                if let Err(e) = self.flush_table(&state) {
-                    self.flush_failed(&state, &e);
-                    result = result.and(Err(e));
-                    break;
-                }
-            }
+            // One table's trouble is no reason to leave the others.
+            result = result.and(self.flush_now(&state));
         }
         self.release_wal();
         result
+    }
+
+    /// Flushes a table until its head holds nothing that was there at the call.
+    pub(crate) fn flush_now(&self, state: &TableState) -> Result<(), ScanError> {
+        let Some(target) = state.data.read().head.batches.last().map(|b| b.last_seq) else { return Ok(()) };
+        while state.data.read().head.batches.first().is_some_and(|b| b.first_seq <= target) {
+            if let Err(e) = self.flush_table(state) {
+                self.flush_failed(state, &e);
+                return Err(e);
+            }
+        }
+        Ok(())
     }
 
     /// Every merge that is due when all hours count as closed and quiet; then retired files go.
@@ -347,7 +350,12 @@ impl Inner {
     }
 
     /// Takes a damaged part out of its table, so that the others can be merged.
-    fn set_aside(&self, state: &TableState, entry: &Arc<PartEntry>, reason: &str) -> Result<(), ScanError> {
+    pub(super) fn set_aside(
+        &self,
+        state: &TableState,
+        entry: &Arc<PartEntry>,
+        reason: &str,
+    ) -> Result<(), ScanError> {
         let _commit = state.commit.lock();
         let catalog = state.catalog.read().clone();
         let file = catalog.file_of(&entry.path);
@@ -361,7 +369,7 @@ impl Inner {
     }
 
     /// One commit that adds and removes parts, and the same in the live list.
-    fn replace_parts(
+    pub(super) fn replace_parts(
         &self,
         state: &TableState,
         adds: Vec<NewPart>,
@@ -493,6 +501,8 @@ impl Inner {
         }
         // Who was creating a table has ended after this, and nobody begins.
         drop(self.tables.write());
+        // Deletes and merges that someone asked for see the stop and end.
+        self.tables_now().iter().for_each(|t| drop(t.merge.lock()));
         // The bulk while the WAL can still begin a new segment and so let go of the old ones.
         if flush && let Err(e) = self.flush_all() {
             tracing::warn!(error = %e, "flush at close failed, trying once more");

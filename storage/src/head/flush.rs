@@ -11,6 +11,7 @@ use crate::{
     catalog::{Bucket, CatalogError, Commit, NewPart, Operation, part_path},
     limits,
     model::{Table, Timestamp},
+    object::{ObjectWriter, Objects},
     part::{self, WriteOptions},
     store::{Inner, TableState},
 };
@@ -99,7 +100,8 @@ impl Inner {
         let now = self.env.clock.now();
         for (bucket, rows) in split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)? {
             let add = self.write_part(state, 0, None, bucket, |out| {
-                part::write_part(state.table, &rows, &WriteOptions::new(0, now), out)
+                let options = WriteOptions { arrival: last_seq, ..WriteOptions::new(0, now) };
+                part::write_part(state.table, &rows, &options, out)
             });
             match add {
                 Ok(add) => adds.push(add),
@@ -144,38 +146,15 @@ impl Inner {
         level: u8,
         order: Option<i64>,
         bucket: Bucket,
-        write: impl FnOnce(&mut dyn crate::object::ObjectWriter) -> Result<part::PartMeta, part::PartError>,
+        write: impl FnOnce(&mut dyn ObjectWriter) -> Result<part::PartMeta, part::PartError>,
     ) -> Result<NewPart, ScanError> {
-        let path = part_path(bucket, level);
-        let file = state.catalog.read().file_of(&path);
-        let fail = |e: &dyn std::fmt::Display| ScanError::Internal(format!("cannot write part {file}: {e}"));
-        let mut out = self.objects.create(&file).map_err(|e| fail(&e))?;
-        let meta = write(out.as_mut()).map_err(|e| fail(&e))?;
-        let size = out.finish().map_err(|e| {
-            self.discard(&file);
-            fail(&e)
-        })?;
-        Ok(NewPart {
-            path,
-            size,
-            rows: meta.rows,
-            min_ts: Timestamp(meta.min_ts),
-            max_ts: Timestamp(meta.max_ts),
-            level,
-            bucket,
-            order,
-            tags: Vec::new(),
-        })
+        let folder = state.catalog.read().folder().to_owned();
+        write_part_in(self.objects.as_ref(), &folder, level, order, bucket, write)
     }
 
     /// Removes a part file that no log names; if it cannot be done now, the next start does it.
     pub(crate) fn discard(&self, file: &str) {
-        match self.objects.delete(file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::debug!(file, error = %e, "cannot delete a part that was not committed");
-            }
-            _ => {}
-        }
+        discard(self.objects.as_ref(), file);
     }
 
     /// What is left to do after a commit failed: files that nothing names go, unless the outcome is unknown. The table is
@@ -248,6 +227,46 @@ impl Inner {
         if let Err(e) = self.wal.release_below(below) {
             tracing::warn!(error = %e, "cannot remove old WAL segments");
         }
+    }
+}
+
+/// Writes one part file into a table's folder, durable when this returns; it counts only once a log names it.
+pub(crate) fn write_part_in(
+    objects: &dyn Objects,
+    folder: &str,
+    level: u8,
+    order: Option<i64>,
+    bucket: Bucket,
+    write: impl FnOnce(&mut dyn ObjectWriter) -> Result<part::PartMeta, part::PartError>,
+) -> Result<NewPart, ScanError> {
+    let path = part_path(bucket, level);
+    let file = format!("{folder}/{path}");
+    let fail = |e: &dyn std::fmt::Display| ScanError::Internal(format!("cannot write part {file}: {e}"));
+    let mut out = objects.create(&file).map_err(|e| fail(&e))?;
+    let meta = write(out.as_mut()).map_err(|e| fail(&e))?;
+    let size = out.finish().map_err(|e| {
+        discard(objects, &file);
+        fail(&e)
+    })?;
+    Ok(NewPart {
+        path,
+        size,
+        rows: meta.rows,
+        min_ts: Timestamp(meta.min_ts),
+        max_ts: Timestamp(meta.max_ts),
+        level,
+        bucket,
+        order,
+        tags: Vec::new(),
+    })
+}
+
+fn discard(objects: &dyn Objects, file: &str) {
+    match objects.delete(file) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::debug!(file, error = %e, "cannot delete a part that was not committed");
+        }
+        _ => {}
     }
 }
 

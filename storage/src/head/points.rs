@@ -20,11 +20,9 @@ use crate::{
         Labels, Table,
         labels::id_of_json,
         schema,
-        time::{NANOS_PER_DAY, NANOS_PER_MILLI},
+        time::{MILLIS_PER_DAY, NANOS_PER_DAY, NANOS_PER_MILLI},
     },
 };
-
-const MILLIS_PER_DAY: i64 = 86_400_000;
 
 /// (series, day) to the first and last time of its points, nanoseconds.
 pub(crate) type Lives = HashMap<(i64, i64), (i64, i64)>;
@@ -149,8 +147,8 @@ pub(crate) fn index_streams(index: &mut LabelIndex, streams: &[StreamSpan]) {
 /// Days one stream of one batch may span in the index.
 const DAYS_A_STREAM_MAX: i64 = 36_500;
 
-/// Enters series rows. `whole_day`: their last time is not final (it was written when the series was new), so their
-/// life is taken to the end of the day.
+/// Enters series rows. `whole_day`: their times are not final (they were written when the series was new, and points may
+/// have come before and behind them), so they are taken to live all day.
 pub(crate) fn index_series(index: &mut LabelIndex, batch: &RecordBatch, whole_day: bool) {
     let column = |name: &str| batch.column_by_name(name);
     let (Some(ids), Some(texts), Some(first), Some(last)) =
@@ -167,13 +165,17 @@ pub(crate) fn index_series(index: &mut LabelIndex, batch: &RecordBatch, whole_da
     for i in 0..batch.num_rows() {
         let Ok(labels) = Labels::from_json(texts.value(i)) else { continue };
         let day = first.value(i).div_euclid(MILLIS_PER_DAY);
-        let last = if whole_day { (day + 1).saturating_mul(MILLIS_PER_DAY) - 1 } else { last.value(i) };
+        let (first, last) = if whole_day {
+            (day.saturating_mul(MILLIS_PER_DAY), (day + 1).saturating_mul(MILLIS_PER_DAY) - 1)
+        } else {
+            (first.value(i), last.value(i))
+        };
         let meta = SeriesText { metric_type: text("type", i), unit: text("unit", i), help: text("help", i) };
         index.add(
             day,
             ids.value(i),
             &Arc::new(labels),
-            first.value(i).saturating_mul(NANOS_PER_MILLI),
+            first.saturating_mul(NANOS_PER_MILLI),
             last.saturating_mul(NANOS_PER_MILLI),
             Some(meta),
         );

@@ -23,7 +23,7 @@ pub(crate) struct StreamSpan {
     pub max_ts: i64,
 }
 
-/// A batch of the stored schema, ready for the WAL and the head.
+/// A batch of the head schema, ready for the WAL and the head.
 #[derive(Debug)]
 pub(crate) struct StoredRows {
     pub table: Table,
@@ -63,7 +63,7 @@ pub(crate) fn derive(table: Table, batch: &RecordBatch) -> Result<StoredRows, Ap
         _ => {}
     }
     let stored =
-        RecordBatch::try_new(schema::stored(table), columns).map_err(|e| AppendError::Invalid(e.to_string()))?;
+        RecordBatch::try_new(schema::head(table), columns).map_err(|e| AppendError::Invalid(e.to_string()))?;
     let (min_ts, max_ts) = time_bounds(table, &stored);
     Ok(StoredRows { table, batch: stored, min_ts, max_ts, streams })
 }
@@ -117,7 +117,7 @@ fn stream_spans(
     Ok(out)
 }
 
-/// Streams of a stored logs batch (from the WAL), without the checks of [`derive`].
+/// Streams of a logs batch of the head schema (from the WAL), without the checks of [`derive`].
 pub(crate) fn streams_of(batch: &RecordBatch) -> Vec<StreamSpan> {
     let times = batch.column(0).as_primitive::<TimestampNanosecondType>().values();
     let labels = batch.column(2).as_dictionary::<Int32Type>();

@@ -4,7 +4,7 @@
 //! wrong about labels; their life span may be wider than the rows, never narrower.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -53,6 +53,10 @@ pub(crate) struct DayIndex {
 pub(crate) struct LabelIndex {
     pub days: BTreeMap<i64, DayIndex>,
     names: HashSet<Arc<str>>,
+    /// Grows when days are forgotten: who filled them and then looks must look whether it was for nothing.
+    pub generation: u64,
+    /// (day, series) that a delete may be about to remove: they do not count as known to appends.
+    pub doomed: HashSet<(i64, i64)>,
 }
 
 impl LabelIndex {
@@ -65,8 +69,9 @@ impl LabelIndex {
         new
     }
 
+    /// What is known of a series, for those who append to it: nothing of one that a delete may be about to remove.
     pub fn entry(&self, day: i64, id: i64) -> Option<&Entry> {
-        self.days.get(&day)?.entries.get(&id)
+        self.days.get(&day)?.entries.get(&id).filter(|_| !self.doomed.contains(&(day, id)))
     }
 
     /// Labels of an id on any day.
@@ -155,6 +160,25 @@ impl LabelIndex {
             }
         }
         out
+    }
+
+    /// (day, id) of the entries that [`LabelIndex::find`] finds.
+    pub fn find_days(&self, matchers: &[Matcher], range: TimeRange) -> HashSet<(i64, i64)> {
+        let first = range.start().day();
+        let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
+        let found = self.find(matchers, range);
+        self.days
+            .range(first..=last)
+            .flat_map(|(day, d)| d.entries.iter().map(move |(id, e)| (*day, *id, e)))
+            .filter(|(_, id, e)| found.contains_key(id) && range.overlaps(Timestamp(e.min_ts), Timestamp(e.max_ts)))
+            .map(|(day, id, _)| (day, id))
+            .collect()
+    }
+
+    /// Forgets these days, so that they are filled again.
+    pub fn forget_days(&mut self, days: &BTreeSet<i64>) {
+        self.generation += 1;
+        self.days.retain(|day, _| !days.contains(day));
     }
 
     /// Forgets days before `day`.

@@ -2,7 +2,8 @@
 //!
 //! A *token* is a maximal run of `[A-Za-z0-9_]` and bytes >= 0x80. An *id* is a token with an ASCII digit, or of 4 and more
 //! hex letters only. The *skeleton* is the body with every id replaced by one [`PLACEHOLDER`]. A body that holds the
-//! placeholder byte itself is untemplated.
+//! placeholder byte itself is untemplated, and so is every row that a flush finds in a stream with too many templates
+//! ([`crate::limits::TEMPLATES_PER_ROW_MAX`]): what a row's `template_id` says counts, not what its body would give.
 
 use std::cell::RefCell;
 

@@ -1,7 +1,8 @@
 //! The tables and their Arrow schemas.
 //!
-//! *Input* is what a source hands over. *Stored* is what a scan answers: input plus the columns the store derives
-//! (`stream_id`, `template_id`, nested-set numbers). On disk two things differ, so that any Delta or Parquet reader
+//! *Input* is what a source hands over. *Head* is what the write-ahead log and the head hold: input plus the columns the
+//! store derives (`stream_id`, `template_id`, nested-set numbers). *Stored* is what a scan answers: head plus `seq`.
+//! On disk two things differ, so that any Delta or Parquet reader
 //! can use them (see `docs/format.md`): `ts` is microseconds plus `ts_ns` (0-999), and a sample's `value` is split into
 //! `value_i`, `exponent` and `value_f`.
 
@@ -202,7 +203,19 @@ fn input_fields(table: Table) -> Vec<Field> {
     }
 }
 
+/// Of two log records of one stream and time the one with the lesser `seq` arrived first. Null in parts of releases
+/// without it, which are older than all others.
+pub const SEQ: &str = "seq";
+
 fn stored_fields(table: Table) -> Vec<Field> {
+    let mut fields = head_fields(table);
+    if table == Table::Logs {
+        fields.push(optional(SEQ, DataType::Int64));
+    }
+    fields
+}
+
+fn head_fields(table: Table) -> Vec<Field> {
     let mut fields = input_fields(table);
     match table {
         Table::Logs => {
@@ -221,12 +234,20 @@ fn stored_fields(table: Table) -> Vec<Field> {
 
 static INPUT: LazyLock<Vec<SchemaRef>> =
     LazyLock::new(|| Table::ALL.iter().map(|t| Arc::new(Schema::new(input_fields(*t)))).collect());
+static HEAD: LazyLock<Vec<SchemaRef>> =
+    LazyLock::new(|| Table::ALL.iter().map(|t| Arc::new(Schema::new(head_fields(*t)))).collect());
 static STORED: LazyLock<Vec<SchemaRef>> =
     LazyLock::new(|| Table::ALL.iter().map(|t| Arc::new(Schema::new(stored_fields(*t)))).collect());
 
 /// Schema of the batches that [`crate::Store::append`] takes.
 pub fn input(table: Table) -> SchemaRef {
     INPUT[usize::from(table.code() - 1)].clone()
+}
+
+/// Schema of batches in the write-ahead log and the head: the first columns of [`stored`]. A change of it makes logs of the
+/// release before unreadable.
+pub fn head(table: Table) -> SchemaRef {
+    HEAD[usize::from(table.code() - 1)].clone()
 }
 
 /// Schema (before projection) of the batches that [`crate::Store::scan`] gives.
@@ -244,6 +265,7 @@ mod tests {
             assert_eq!(Table::from_code(t.code()), Some(t));
             assert_eq!(Table::from_name(t.name()), Some(t));
             assert!(stored(t).field_with_name(t.time_column()).is_ok());
+            assert_eq!(head(t).fields()[..], stored(t).fields()[..head(t).fields().len()]);
         }
     }
 }

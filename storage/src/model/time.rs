@@ -8,6 +8,7 @@ pub const NANOS_PER_MILLI: i64 = 1_000_000;
 pub const NANOS_PER_SECOND: i64 = 1_000_000_000;
 pub const NANOS_PER_HOUR: i64 = 3_600 * NANOS_PER_SECOND;
 pub const NANOS_PER_DAY: i64 = 24 * NANOS_PER_HOUR;
+pub const MILLIS_PER_DAY: i64 = NANOS_PER_DAY / NANOS_PER_MILLI;
 
 impl Timestamp {
     pub const MIN: Timestamp = Timestamp(i64::MIN);

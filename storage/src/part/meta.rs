@@ -62,6 +62,8 @@ pub struct WriteOptions {
     pub page_rows: usize,
     /// zstd level; `None`: 3 for samples, 1 for everything else.
     pub zstd: Option<i32>,
+    /// Stands for the flush in column `seq` ([`crate::part::seq_of`]): a number that grows from flush to flush.
+    pub arrival: u64,
 }
 
 impl WriteOptions {
@@ -72,6 +74,7 @@ impl WriteOptions {
             row_group_rows: limits::ROW_GROUP_ROWS_MAX,
             page_rows: limits::PAGE_ROWS_MAX,
             zstd: None,
+            arrival: 0,
         }
     }
 }

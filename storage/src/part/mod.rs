@@ -16,6 +16,7 @@
 //! 2. Every index is a hint: without it, or with a damaged one, a scan gives the same rows.
 //! 3. A damaged file gives an error or the right rows, never other rows and never a panic.
 
+mod arrival;
 mod encode;
 mod error;
 mod gather;
@@ -28,8 +29,10 @@ mod sort;
 mod source;
 #[cfg(test)]
 pub(crate) mod tests;
+mod untemplated;
 mod writer;
 
+pub(crate) use arrival::seq_of;
 pub use encode::disk_schema;
 pub use error::PartError;
 pub(crate) use error::is_loss;

@@ -31,6 +31,8 @@ use crate::{
 
 /// First read of a file from its end: footer, page indexes and checksums of all but the largest parts.
 const SUFFIX_BYTES: u64 = 256 << 10;
+/// Bytes verified at a time.
+const VERIFY_BYTES: u64 = 4 << 20;
 /// Length and magic at the end of a Parquet file.
 const FOOTER_BYTES: usize = 8;
 
@@ -88,6 +90,18 @@ impl PartReader {
     /// A value of the file's key-value metadata.
     pub fn key_value(&self, key: &str) -> Option<&str> {
         key_value(self.inner.metadata.metadata(), key)
+    }
+
+    /// Reads every byte that has a checksum; one that does not match is an error. Footers are checked at opening.
+    pub fn verify(&self) -> Result<(), PartError> {
+        let end = self.inner.source.checksums.as_ref().map_or(0, |c| c.end);
+        let mut at = 0;
+        while at < end {
+            let next = end.min(at + VERIFY_BYTES);
+            self.inner.source.read(at..next)?;
+            at = next;
+        }
+        Ok(())
     }
 
     /// Log streams in row order; from the run index or, without an intact one, by a scan.

@@ -56,7 +56,7 @@ pub(super) fn order(table: Table, batches: &[RecordBatch]) -> Vec<Position> {
     }
 }
 
-fn int<'a>(batch: &'a RecordBatch, name: &str) -> &'a [i64] {
+pub(super) fn int<'a>(batch: &'a RecordBatch, name: &str) -> &'a [i64] {
     let column = batch.column_by_name(name).expect("column of the stored schema");
     match column.as_primitive_opt::<Int64Type>() {
         Some(a) => a.values(),

@@ -213,6 +213,18 @@ fn stripped(table: Table, rows: &RecordBatch) -> Vec<u8> {
     out
 }
 
+/// A file as a release wrote it that did not know a column.
+pub(crate) fn without_column(table: Table, rows: &RecordBatch, column: &str) -> Vec<u8> {
+    let disk = encode::to_disk(table, rows).unwrap();
+    let kept: Vec<usize> = (0..disk.num_columns()).filter(|i| disk.schema().field(*i).name() != column).collect();
+    let disk = disk.project(&kept).unwrap();
+    let mut out = Vec::new();
+    let mut w = parquet::arrow::ArrowWriter::try_new(&mut out, disk.schema(), None).unwrap();
+    w.write(&disk).unwrap();
+    w.close().unwrap();
+    out
+}
+
 #[test]
 fn what_is_written_is_read_back_in_order() {
     for seed in 0..12 {
@@ -226,6 +238,40 @@ fn what_is_written_is_read_back_in_order() {
             assert_same(&read(&reader, TimeRange::ALL, &RowSelector::All), &expected);
         }
     }
+}
+
+#[test]
+fn a_stream_that_does_not_template_comes_in_time_order() {
+    let mut b = crate::model::LogBatchBuilder::new();
+    let words: Vec<String> =
+        (0..5000).map(|i| format!("{}{}", (b'g' + (i % 13) as u8) as char, "xyz".repeat(i % 7))).collect();
+    let body = |stream: usize, i: usize| match stream {
+        // Words in ever new order.
+        0 => format!("{} {} {}", words[i % 4999], words[i * 7 % 4993], "q".repeat(i % 300)),
+        _ => format!("request {i} took {} ms", i * 7),
+    };
+    for i in 0..3000 {
+        for stream in 0..2 {
+            let labels = format!("{{\"s\":\"{stream}\"}}");
+            let row = crate::model::LogRow {
+                ts: i as i64,
+                stream_labels: &labels,
+                body: &body(stream, i),
+                ..Default::default()
+            };
+            b.push(&row);
+        }
+    }
+    let rows = crate::head::rows::derive(Table::Logs, &b.finish()).unwrap().batch;
+    let reader = open(part_of(Table::Logs, &[rows]));
+    let mut templates: Vec<usize> = reader.streams().unwrap().iter().map(|s| s.templates.len()).collect();
+    templates.sort_unstable();
+    assert_eq!(templates, [1, 1]);
+    let all = read(&reader, TimeRange::ALL, &RowSelector::All);
+    let times = all.column_by_name("ts").unwrap().as_primitive::<TimestampNanosecondType>().values();
+    let ids = all.column_by_name("template_id").unwrap().as_primitive::<Int64Type>().values();
+    assert_eq!(ids.iter().filter(|t| **t == crate::index::template::UNTEMPLATED).count(), 3000);
+    assert!(times[..3000].is_sorted() && times[3000..].is_sorted());
 }
 
 fn sorted_or_empty(table: Table, batches: &[RecordBatch]) -> RecordBatch {

@@ -5,7 +5,7 @@ use std::io::Write;
 use arrow::{
     array::{AsArray, RecordBatch},
     compute::concat_batches,
-    datatypes::{Int64Type, TimestampNanosecondType},
+    datatypes::{Int64Type, SchemaRef, TimestampNanosecondType},
 };
 use parquet::{
     arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
@@ -18,12 +18,12 @@ use parquet::{
 };
 
 use super::{
-    PartError, PartMeta, WriteOptions, encode,
+    PartError, PartMeta, WriteOptions, arrival, encode,
     error::writing,
     gather::Gather,
     meta::FORMAT,
     seal::{self, Sealing},
-    sort,
+    sort, untemplated,
 };
 use crate::{
     index::runs::RunsBuilder,
@@ -36,33 +36,41 @@ const GATHER_ROWS: usize = 8192;
 /// Share of absent trace ids for which a Bloom filter says "maybe".
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
-/// Sorts `rows` (stored schema, batches in commit order) and writes them as one part. Blocks.
+/// Sorts `rows` (head or stored schema, batches in commit order; without a `seq` they get one) and writes them as one part. Blocks.
 pub fn write_part<W: Write + Send>(
     table: Table,
     rows: &[RecordBatch],
     options: &WriteOptions,
     out: W,
 ) -> Result<PartMeta, PartError> {
+    let fresh = rows.first().is_some_and(|b| b.num_columns() < schema::stored(table).fields().len());
     for b in rows {
-        check_schema(table, b)?;
+        check_schema(table, b, if fresh { schema::head(table) } else { schema::stored(table) })?;
     }
     let mut writer = PartWriter::new(table, options, out)?;
+    let untemplated = if table == Table::Logs { untemplated::without_templates(rows) } else { None };
+    let rows = untemplated.as_deref().unwrap_or(rows);
     if !rows.is_empty() {
         let order = sort::order(table, rows);
+        let ranks = if fresh { arrival::ranks(rows, &order) } else { None };
         let gather = Gather::new(rows)?;
-        for piece in order.chunks(GATHER_ROWS) {
-            writer.write(&gather.rows(piece)?)?;
+        for (i, piece) in order.chunks(GATHER_ROWS).enumerate() {
+            let mut batch = gather.rows(piece)?;
+            if fresh {
+                let ranks = ranks.as_ref().map(|r| &r[i * GATHER_ROWS..][..piece.len()]);
+                batch = arrival::with_seq(table, batch, options.arrival, ranks)?;
+            }
+            writer.write(&batch)?;
         }
     }
     Ok(writer.finish()?.0)
 }
 
-fn check_schema(table: Table, batch: &RecordBatch) -> Result<(), PartError> {
-    let wanted = schema::stored(table);
+fn check_schema(table: Table, batch: &RecordBatch, wanted: SchemaRef) -> Result<(), PartError> {
     if batch.schema_ref().fields() == wanted.fields() {
         Ok(())
     } else {
-        Err(PartError::Invalid(format!("batch does not have the stored schema of {}", table.name())))
+        Err(PartError::Invalid(format!("batch does not have the schema of {}", table.name())))
     }
 }
 
@@ -104,7 +112,7 @@ impl<W: Write + Send> PartWriter<W> {
 
     /// `batch`: the next rows, stored schema.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), PartError> {
-        check_schema(self.table, batch)?;
+        check_schema(self.table, batch, schema::stored(self.table))?;
         if batch.num_rows() == 0 {
             return Ok(());
         }

@@ -29,7 +29,9 @@ pub enum ScanOrder {
     /// Older commits first, head last: of two points with equal series and time the later one counts.
     /// Within one part rows come in the table's sort order.
     Commit,
+    /// Log records of one stream and time come in the order they arrived.
     TimeAscending,
+    /// The reverse.
     TimeDescending,
 }
 

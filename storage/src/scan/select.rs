@@ -5,14 +5,15 @@ use std::collections::HashSet;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch},
+    buffer::BooleanBuffer,
     compute::{filter_record_batch, prep_null_mask_filter},
     datatypes::{Int64Type, TimestampNanosecondType},
 };
 
 use crate::{
     ScanError,
-    model::{Table, TimeRange, time::NANOS_PER_MILLI},
-    scan::{ScanRequest, ScanStats},
+    model::{Table, TimeRange, schema::SEQ, time::NANOS_PER_MILLI},
+    scan::{ScanOrder, ScanRequest, ScanStats},
 };
 
 /// A selector in the form that rows are tested with.
@@ -101,6 +102,30 @@ fn selector_mask(
     }
 }
 
+/// Which rows of `batch` (stored schema, at least the columns of [`needed_columns`]) the request wants. Without nulls.
+pub(crate) fn matching(
+    request: &ScanRequest,
+    selector: &RowSelector,
+    batch: &RecordBatch,
+) -> Result<BooleanArray, ScanError> {
+    let mut mask = BooleanArray::new(BooleanBuffer::new_set(batch.num_rows()), None);
+    let both = |a: &BooleanArray, b: &BooleanArray| BooleanArray::new(a.values() & b.values(), None);
+    if let Some(m) = time_mask(request.table, batch, request.range)? {
+        mask = both(&mask, &m);
+    }
+    if let Some(m) = selector_mask(request.table, batch, selector)? {
+        mask = both(&mask, &m);
+    }
+    if let Some(filter) = request.filter.as_ref().filter(|_| mask.true_count() > 0) {
+        let m = filter.keep(batch)?;
+        if m.len() != batch.num_rows() {
+            return Err(ScanError::Internal("row filter answered with another length".into()));
+        }
+        mask = both(&mask, &if m.null_count() > 0 { prep_null_mask_filter(&m) } else { m });
+    }
+    Ok(mask)
+}
+
 /// The rows of `batch` (stored schema, at least the columns of [`needed_columns`]) that the request wants,
 /// still with all columns of `batch`.
 pub(crate) fn select(
@@ -169,6 +194,9 @@ pub(crate) fn needed_columns(request: &ScanRequest, selector: &RowSelector) -> R
     }
     if let Some(filter) = &request.filter {
         wanted.extend(filter.columns());
+    }
+    if request.order != ScanOrder::Commit && request.table == Table::Logs {
+        wanted.push(SEQ); // decides between equal times
     }
     let mut indexes = Vec::with_capacity(wanted.len());
     for name in wanted {

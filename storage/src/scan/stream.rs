@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use arrow::array::{Array as _, AsArray, RecordBatch, UInt32Array};
+use arrow::{
+    array::{Array as _, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array},
+    datatypes::Int64Type,
+};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -16,7 +19,11 @@ use super::{
     request::{ScanOrder, ScanRequest, ScanStats},
     select::{self, RowSelector},
 };
-use crate::{ScanError, limits, model::Table, model::schema};
+use crate::{
+    ScanError, limits,
+    model::{Table, schema},
+    part::seq_of,
+};
 
 /// One unit of a scan's work: rows of a head batch or of a part.
 pub(crate) trait RowSource: Send + Sync {
@@ -118,6 +125,7 @@ impl ScanJob {
     /// Workers take sources from a queue; the first error ends all.
     fn each_source(
         &self,
+        order: &[usize],
         work: &(dyn Fn(usize, &dyn RowSource) -> Result<bool, ScanError> + Sync),
     ) -> Result<(), ScanError> {
         let next = AtomicUsize::new(0);
@@ -125,9 +133,8 @@ impl ScanJob {
         let failed: Mutex<Option<ScanError>> = Mutex::new(None);
         let run = || {
             while !stop.load(Ordering::Relaxed) {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(source) = self.sources.get(i) else { return };
-                match work(i, source.as_ref()) {
+                let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                match work(*i, self.sources[*i].as_ref()) {
                     Ok(true) => {}
                     Ok(false) => stop.store(true, Ordering::Relaxed),
                     Err(e) => {
@@ -149,7 +156,8 @@ impl ScanJob {
 
     fn run_any_order(&self, out: &Sender) -> Result<(), ScanError> {
         let left = AtomicUsize::new(self.request.limit.unwrap_or(usize::MAX));
-        self.each_source(&|_, source| {
+        let order: Vec<usize> = (0..self.sources.len()).collect();
+        self.each_source(&order, &|_, source| {
             let mut more = true;
             self.read(source, &mut |rows| {
                 more = self.emit(out, &rows, &left)?;
@@ -159,19 +167,20 @@ impl ScanJob {
         })
     }
 
-    fn run_by_time(mut self, out: &Sender) -> Result<(), ScanError> {
+    fn run_by_time(self, out: &Sender) -> Result<(), ScanError> {
         let descending = self.request.order == ScanOrder::TimeDescending;
         let limit = self.request.limit.unwrap_or(usize::MAX);
         if limit == 0 {
             return Ok(());
         }
         // The most promising sources first, so that the bound tightens early.
-        self.sources.sort_by_key(|s| {
-            let (min, max) = s.bounds();
+        let mut order: Vec<usize> = (0..self.sources.len()).collect();
+        order.sort_by_key(|i| {
+            let (min, max) = self.sources[*i].bounds();
             if descending { max.saturating_neg() } else { min }
         });
         let winners = Winners::new(self.request.table, descending, limit);
-        self.each_source(&|i, source| {
+        self.each_source(&order, &|i, source| {
             let (min, max) = source.bounds();
             if winners.hopeless(if descending { max } else { min }) {
                 ScanStats::add(&self.stats.parts_pruned, 1);
@@ -199,8 +208,9 @@ fn keeps_commit_order(table: Table) -> bool {
     !matches!(table, Table::Logs | Table::Spans)
 }
 
-/// (signed time, source, row): ascending keys are the wanted order.
-type Key = (i64, u32, u32);
+/// (time, `seq`, source, row), all reversed for a descending order: ascending keys are the wanted order. Sources count in
+/// commit order, so where there is no `seq` rows come as they were committed.
+type Key = (i64, i64, u32, u32);
 
 /// The best `limit` rows seen so far, over all workers.
 struct Winners {
@@ -235,11 +245,13 @@ impl Winners {
 
     fn offer(&self, source: u32, first_row: u32, rows: RecordBatch) -> Result<(), ScanError> {
         let bound = self.bound.load(Ordering::Relaxed);
-        let mut keys: Vec<Key> = select::times_of(self.table, &rows)?
-            .into_iter()
-            .enumerate()
-            .map(|(i, t)| (self.sign(t), source, first_row + i as u32))
-            .collect();
+        let seqs = rows.column_by_name(schema::SEQ).map(|c| c.as_primitive::<Int64Type>());
+        let key = |(i, t): (usize, i64)| {
+            let seq = seqs.filter(|s| s.is_valid(i)).map_or(i64::MIN, |s| s.value(i));
+            let row = first_row.saturating_add(i as u32);
+            if self.descending { (self.sign(t), !seq, !source, !row) } else { (t, seq, source, row) }
+        };
+        let mut keys: Vec<Key> = select::times_of(self.table, &rows)?.into_iter().enumerate().map(key).collect();
         let mut rows = rows;
         if bound != i64::MAX {
             let keep: Vec<u32> = (0..keys.len() as u32).filter(|i| keys[*i as usize].0 <= bound).collect();
@@ -306,9 +318,22 @@ fn best_of(batches: Vec<(Vec<Key>, RecordBatch)>, limit: usize) -> Result<(Vec<K
     Ok((all.into_iter().map(|(k, _, _)| k).collect(), rows))
 }
 
-/// The columns `columns` of a batch of the full stored schema.
-pub(crate) fn narrow(batch: &RecordBatch, columns: &[usize]) -> Result<RecordBatch, ScanError> {
-    if columns.len() == batch.num_columns() { Ok(batch.clone()) } else { Ok(batch.project(columns)?) }
+/// The stored columns `columns` of a batch of the head schema. `first_seq`: of the WAL, what stands for its rows' arrival.
+pub(crate) fn narrow(
+    table: Table,
+    batch: &RecordBatch,
+    columns: &[usize],
+    first_seq: u64,
+) -> Result<RecordBatch, ScanError> {
+    let Some((last, rest)) = columns.split_last().filter(|(last, _)| **last >= batch.num_columns()) else {
+        return Ok(if columns.len() == batch.num_columns() { batch.clone() } else { batch.project(columns)? });
+    };
+    // Rows of a head stand in arrival order, so one number does for all of them.
+    let seqs: ArrayRef = Arc::new(Int64Array::from_value(seq_of(first_seq, 0), batch.num_rows()));
+    let mut arrays: Vec<ArrayRef> = rest.iter().map(|c| batch.column(*c).clone()).collect();
+    arrays.push(seqs);
+    debug_assert_eq!(schema::stored(table).field(*last).name(), schema::SEQ);
+    Ok(RecordBatch::try_new(Arc::new(schema::stored(table).project(columns)?), arrays)?)
 }
 
 /// The ids of a selection that a batch of `table` certainly does not hold are no reason to read it.

@@ -64,7 +64,7 @@ pub struct BatchMeta {
 pub enum EncodeError {
     #[error("batch has no rows")]
     Empty,
-    #[error("batch has neither the input nor the stored schema of {table}")]
+    #[error("batch has neither the input nor the head schema of {table}")]
     Schema { table: &'static str },
     #[error("batch of {bytes} bytes is over the limit of {limit}; send smaller batches")]
     TooLarge { bytes: usize, limit: usize },
@@ -99,7 +99,7 @@ struct Layout {
 }
 
 static LAYOUTS: LazyLock<Vec<Layout>> = LazyLock::new(|| {
-    let both = |t| [(t, schema::input(t)), (t, schema::stored(t))];
+    let both = |t| [(t, schema::input(t)), (t, schema::head(t))];
     Table::ALL.into_iter().flat_map(both).map(|(t, s)| Layout::new(t, s)).collect()
 });
 
@@ -180,7 +180,7 @@ fn time_range(table: Table, batch: &RecordBatch) -> Option<(i64, i64)> {
     }
 }
 
-/// Turns a batch of the input or stored schema of `table` into log bytes. Costs CPU: call it where the batch comes
+/// Turns a batch of the input or head schema of `table` into log bytes. Costs CPU: call it where the batch comes
 /// from, not where the log is written.
 pub fn encode_batch(table: Table, batch: &RecordBatch) -> Result<EncodedBatch, EncodeError> {
     let layout = Layout::of_batch(table, batch.schema_ref()).ok_or(EncodeError::Schema { table: table.name() })?;

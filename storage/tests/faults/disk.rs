@@ -27,6 +27,8 @@ pub struct Totals {
     pub failed_flushes: usize,
     pub merges: usize,
     pub failed_merges: usize,
+    pub deletes: usize,
+    pub failed_deletes: usize,
 }
 
 impl Totals {
@@ -43,6 +45,8 @@ impl Totals {
             (&mut self.failed_flushes, o.failed_flushes),
             (&mut self.merges, o.merges),
             (&mut self.failed_merges, o.failed_merges),
+            (&mut self.deletes, o.deletes),
+            (&mut self.failed_deletes, o.failed_deletes),
         ] {
             *a += b;
         }
@@ -61,6 +65,15 @@ enum State {
     Gone,
 }
 
+/// What was done to the acknowledged rows of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deleted {
+    /// Never there again.
+    Yes,
+    /// The delete failed: all of them are there or none.
+    Maybe,
+}
+
 #[derive(Clone, Debug)]
 struct Record {
     number: u32,
@@ -69,6 +82,7 @@ struct Record {
     batch_id: bool,
     source: Option<(usize, u64)>,
     state: State,
+    deleted: BTreeMap<Table, Deleted>,
 }
 
 struct Run {
@@ -149,7 +163,8 @@ impl Run {
                 }
                 self.send((first..first + n).collect()).await;
             }
-            45..=54 => {
+            45..=47 => self.delete().await,
+            48..=54 => {
                 let with_id: Vec<usize> = (0..self.records.len()).filter(|i| self.records[*i].batch_id).collect();
                 if !with_id.is_empty() {
                     let i = with_id[self.rng.below(with_id.len())];
@@ -208,6 +223,40 @@ impl Run {
         }
     }
 
+    /// The rows of one signal of an acknowledged record.
+    async fn delete(&mut self) {
+        let acked: Vec<usize> = (0..self.records.len())
+            .filter(|i| self.records[*i].state == State::Acked && !self.records[*i].signals.is_empty())
+            .collect();
+        if acked.is_empty() {
+            return;
+        }
+        let i = acked[self.rng.below(acked.len())];
+        let r = &self.records[i];
+        let signal = r.signals[self.rng.below(r.signals.len())];
+        let answer = self.store.delete(rows::delete(&self.tenant, signal, r.number)).await;
+        let at = self.at();
+        let r = &mut self.records[i];
+        let before = r.deleted.get(&signal).copied();
+        match answer {
+            Ok(receipt) => {
+                self.totals.deletes += 1;
+                let rows = receipt.rows as usize;
+                let expected: &[usize] = match before {
+                    None => &[r.rows],
+                    Some(Deleted::Yes) => &[0],
+                    Some(Deleted::Maybe) => &[0, r.rows],
+                };
+                assert!(expected.contains(&rows), "{at}: {rows} rows of {signal:?} of {r:?} deleted");
+                r.deleted.insert(signal, Deleted::Yes);
+            }
+            Err(_) => {
+                self.totals.failed_deletes += 1;
+                r.deleted.entry(signal).or_insert(Deleted::Maybe);
+            }
+        }
+    }
+
     fn heal(&self) {
         self.vfs.set_faults(Faults::default());
         for op in [Op::Read, Op::Append, Op::Sync, Op::SetLen, Op::Create, Op::Rename, Op::Remove, Op::SyncDir] {
@@ -230,6 +279,7 @@ impl Run {
             batch_id: self.rng.chance(600),
             source,
             state: State::Gone,
+            deleted: BTreeMap::new(),
         }
     }
 
@@ -347,7 +397,7 @@ impl Run {
                 continue;
             }
             if !r.signals.is_empty() {
-                let there = found[&r.signals[0]].contains_key(&r.number);
+                let there = r.signals.iter().any(|s| found[s].contains_key(&r.number));
                 self.totals.survived += usize::from(there);
                 r.state = if there { State::Acked } else { State::Gone };
             } else {
@@ -393,6 +443,10 @@ impl Run {
             for signal in &r.signals {
                 let rows = found[signal].get(&r.number);
                 match (r.state, rows) {
+                    (State::Acked, None) if r.deleted.contains_key(signal) => {}
+                    (State::Acked, Some(rows)) if r.deleted.get(signal) == Some(&Deleted::Yes) => {
+                        panic!("{at}: {signal:?} of {r:?} were deleted, yet here they are: {rows:?}")
+                    }
                     (State::Acked, None) => panic!("{at}: {signal:?} of acknowledged {r:?} are lost"),
                     (State::Acked, Some(rows)) => {
                         assert_eq!(rows.len(), r.rows, "{at}: rows of {signal:?} of {r:?} are missing: {rows:?}");

@@ -1,13 +1,13 @@
 //! Rows that can be told from their content: every column follows from the record's number and the row's place in it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::{AsArray as _, RecordBatch},
+    array::{AsArray as _, BooleanArray, RecordBatch},
     datatypes::{Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
 use storage::{
-    ScanError, ScanRequest, Selector, Store,
+    DeleteRequest, RowFilter, ScanError, ScanRequest, Selector, Store,
     model::{
         Labels, LogBatchBuilder, LogRow, MatchOp, Matcher, MetricBatchBuilder, SpanBatchBuilder, SpanRow, Table,
         TenantId, TimeRange, batch::SeriesMeta,
@@ -69,6 +69,33 @@ pub fn build(signal: Table, record: u32, rows: usize) -> Vec<(Table, RecordBatch
             let m = b.finish();
             vec![(Table::MetricSeries, m.series), (Table::MetricSamples, m.samples)]
         }
+    }
+}
+
+/// Rows of one record, by what only they hold.
+struct OfRecord(Table, u32);
+
+impl RowFilter for OfRecord {
+    fn columns(&self) -> &[&'static str] {
+        if self.0 == Table::Logs { &["body"] } else { &["value"] }
+    }
+    fn keep(&self, batch: &RecordBatch) -> Result<BooleanArray, ScanError> {
+        let column = batch.column_by_name(self.columns()[0]).expect("a column asked for");
+        Ok(match self.0 {
+            Table::Logs => column.as_string::<i32>().iter().map(|b| b.map(|b| numbers(b).0 == self.1)).collect(),
+            _ => column.as_primitive::<Float64Type>().iter().map(|v| v.map(|v| v as u32 / 1000 == self.1)).collect(),
+        })
+    }
+}
+
+pub fn delete(tenant: &TenantId, signal: Table, record: u32) -> DeleteRequest {
+    let by_filter = signal != Table::Spans;
+    DeleteRequest {
+        tenant: tenant.clone(),
+        table: signal,
+        selector: if by_filter { Selector::All } else { Selector::Trace((u128::from(record) + 1).to_be_bytes()) },
+        range: TimeRange::ALL,
+        filter: by_filter.then(|| Arc::new(OfRecord(signal, record)) as Arc<dyn RowFilter>),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A handler reads parameters, checks them, asks [`crate::logql`] on a blocking thread and writes. Errors are plain text,
 //! as Loki's are.
 
+mod delete;
 mod encode;
 mod index;
 mod params;
@@ -51,6 +52,7 @@ struct Api {
 
 /// The routes, paths included.
 pub fn routes(store: Store) -> Router {
+    let deletes = delete::routes(store.clone());
     let api = Api { store, slots: Arc::new(Semaphore::new(QUERIES_MAX)) };
     Router::new()
         .route("/loki/api/v1/query_range", get(query_range).post(query_range))
@@ -66,6 +68,7 @@ pub fn routes(store: Store) -> Router {
         .route("/loki/api/v1/format_query", get(format_query).post(format_query))
         .route("/loki/api/v1/status/buildinfo", get(buildinfo))
         .with_state(api)
+        .merge(deletes)
 }
 
 /// An answer that is not 2xx: plain text.

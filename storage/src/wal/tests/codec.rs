@@ -110,7 +110,7 @@ fn a_batch_of_every_table_and_size_reads_back() {
         assert_eq!(got.columns()[10..], part.columns()[10..]);
     }
     for table in Table::ALL {
-        let schemas = [crate::model::schema::input(table), crate::model::schema::stored(table)];
+        let schemas = [crate::model::schema::input(table), crate::model::schema::head(table)];
         for (schema, rows) in schemas.iter().flat_map(|s| [(s, 3), (s, 100)]) {
             let columns = schema.fields().iter().map(|f| filled(f, rows)).collect();
             let b = RecordBatch::try_new(schema.clone(), columns).unwrap();
