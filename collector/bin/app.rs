@@ -24,14 +24,14 @@ use crate::{
 };
 
 /// What the push protocols send into, by this name in `inputs:`.
-const PUSH: &str = "push";
+pub const PUSH: &str = "push";
 /// Logs of this machine's containers.
 const CONTAINERS: &str = "containers";
 /// Metrics of this machine and its containers.
 const HOST: &str = "host";
 
 /// How long each step of a stop may take.
-const DRAIN: Duration = Duration::from_secs(3);
+pub const DRAIN: Duration = Duration::from_secs(3);
 
 /// Sources that are there without configuration, by name; with `collects` those of this machine too.
 pub fn fixed_sources(collects: bool) -> Vec<(&'static str, Signals)> {
@@ -81,7 +81,8 @@ pub async fn start(config: Config) -> Result<App, StartError> {
 
     let push = push_config(&config, memory);
     let metrics = push.metrics.clone();
-    let (running, found) = build_pipeline(config, &store, memory).await?;
+    let (builder, found) = plan_pipeline(config, memory).await?;
+    let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
     let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
     let registry = running.registry();
     let url = format!("http://{http_addr}");
@@ -143,11 +144,11 @@ pub async fn start(config: Config) -> Result<App, StartError> {
     Ok(App { store, running, own, listeners, stop_listening, banner })
 }
 
-async fn bind(addr: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
+pub async fn bind(addr: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
     TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, what, flag, source })
 }
 
-fn push_config(config: &Config, memory: usize) -> PushConfig {
+pub fn push_config(config: &Config, memory: usize) -> PushConfig {
     let mut push = PushConfig { in_flight_bytes_max: (memory / 5).max(64 << 20), ..PushConfig::default() };
     if let Some(bytes) = config.inflated_bytes_max {
         push.limits.inflated_bytes_max = bytes;
@@ -159,8 +160,8 @@ fn push_config(config: &Config, memory: usize) -> PushConfig {
     push
 }
 
-/// Sources, transforms and sinks at work, and a line for each thing that is collected.
-async fn build_pipeline(config: Config, store: &Store, memory: usize) -> Result<(Running, Vec<String>), StartError> {
+/// Sources, transforms and sinks, and a line for each thing that is collected.
+pub async fn plan_pipeline(config: Config, memory: usize) -> Result<(PipelineBuilder, Vec<String>), StartError> {
     let mut found = Vec::new();
     let limits = pipeline::Limits { process_bytes: (memory / 8).max(16 << 20), ..pipeline::Limits::default() };
     let mut builder = PipelineBuilder::new(config.pipeline).limits(limits).input(PUSH, Signals::ALL);
@@ -200,8 +201,7 @@ async fn build_pipeline(config: Config, store: &Store, memory: usize) -> Result<
             builder = builder.input(name, signals);
         }
     }
-    let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
-    Ok((running, found))
+    Ok((builder, found))
 }
 
 impl App {

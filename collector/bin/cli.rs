@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Collect, store and serve (the default)
     Serve(ServeArgs),
+    /// Collect here and ship to a Sightline or any OTLP receiver; no store, no queries
+    Agent(AgentArgs),
     /// Check a configuration file: every error at once, with line and column
     Check(CheckArgs),
     /// Run the section `tests` of a configuration file: rows in, rows out, without starting anything
@@ -63,6 +65,30 @@ pub struct ServeArgs {
     /// error, warn, info, debug or trace, also per module: info,storage=debug [default: warn]
     #[arg(long, env = "SIGHTLINE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// Something takes what no sink of the file takes.
+    #[arg(skip)]
+    pub ships_rest: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct AgentArgs {
+    /// Where everything is shipped that no sink of the file takes: http, https (OTLP/HTTP), grpc or grpcs (OTLP/gRPC)
+    #[arg(long, env = "SIGHTLINE_TO", value_name = "URL")]
+    pub to: Option<String>,
+    /// Sent as `Authorization: Bearer`
+    #[arg(long, env = "SIGHTLINE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Tenant to name to the receiver (X-Scope-OrgID)
+    #[arg(long, env = "SIGHTLINE_TENANT", value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// PEM file of authorities to trust beside the system's
+    #[arg(long, env = "SIGHTLINE_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Bytes of rows that may wait on disk for delivery [default: 1GiB]
+    #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "SIZE")]
+    pub queue: Option<Bytes>,
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 #[derive(Debug, Args)]

@@ -43,8 +43,10 @@
 //!
 //! # This binary
 //! Parses the command line, runs, and turns what happened into an exit code: 0 stopped cleanly or checked without fault,
-//! 1 anything else, 2 a wrong command line. The parts are put together in [`app`].
+//! 1 anything else, 2 a wrong command line. The parts are put together in [`app`]; without a store, shipping elsewhere, in
+//! [`agent`].
 
+mod agent;
 mod app;
 mod backup;
 mod cli;
@@ -55,7 +57,7 @@ mod telemetry;
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
-use cli::{Cli, Command, ServeArgs};
+use cli::{AgentArgs, Cli, Command, ServeArgs};
 use config::{Config, ConfigError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Some(Command::Check(args)) => check(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Test(args)) => test(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Serve(args)) => serve(&args),
+        Some(Command::Agent(args)) => agent(args),
         None => serve(&cli.serve),
     }
 }
@@ -131,6 +134,50 @@ fn print_problems(error: &ConfigError) {
 }
 
 fn serve(args: &ServeArgs) -> ExitCode {
+    start(args, async |config| app::start(config).await)
+}
+
+fn agent(mut args: AgentArgs) -> ExitCode {
+    args.serve.ships_rest = args.to.is_some();
+    start(&args.serve, async |config| agent::start(config, &args).await)
+}
+
+/// Something that runs until it is told to stop.
+trait Process {
+    fn banner(&self) -> &[String];
+    fn failed(&self) -> impl Future<Output = String> + Send + 'static;
+    fn stop(self) -> impl Future<Output = bool>;
+}
+
+impl Process for app::App {
+    fn banner(&self) -> &[String] {
+        &self.banner
+    }
+
+    fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        self.failed()
+    }
+
+    fn stop(self) -> impl Future<Output = bool> {
+        self.stop()
+    }
+}
+
+impl Process for agent::Agent {
+    fn banner(&self) -> &[String] {
+        &self.banner
+    }
+
+    fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        self.failed()
+    }
+
+    fn stop(self) -> impl Future<Output = bool> {
+        self.stop()
+    }
+}
+
+fn start<P: Process>(args: &ServeArgs, begin: impl AsyncFnOnce(Config) -> Result<P, app::StartError>) -> ExitCode {
     let config = match Config::load(args) {
         Ok(config) => config,
         Err(e) => {
@@ -145,7 +192,7 @@ fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    block_on(run(config))
+    block_on(run(config, begin))
 }
 
 fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
@@ -164,21 +211,21 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 /// than the usual 2 MiB for that depth, and an overflow ends the process. Only what is used costs memory.
 const THREAD_STACK_BYTES: usize = 8 << 20;
 
-async fn run(config: Config) -> ExitCode {
+async fn run<P: Process>(config: Config, begin: impl AsyncFnOnce(Config) -> Result<P, app::StartError>) -> ExitCode {
     // Before anything is started: a signal that comes early must still end it cleanly.
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         eprintln!("error: cannot listen for signals");
         return ExitCode::FAILURE;
     };
-    let app = match app::start(config).await {
+    let app = match begin(config).await {
         Ok(app) => app,
         Err(e) => {
             eprintln!("error: {}", chain(&e));
             return ExitCode::FAILURE;
         }
     };
-    for line in &app.banner {
+    for line in app.banner() {
         println!("{line}");
     }
     let failed = app.failed();

@@ -85,7 +85,7 @@ pub fn render(lines: &[MetricLine]) -> String {
 }
 
 /// The standard `process_*` metrics, from `/proc/self`.
-fn process_lines(started: Instant) -> Vec<MetricLine> {
+pub fn process_lines(started: Instant) -> Vec<MetricLine> {
     let line = |name, help, kind, value| MetricLine { name, help, kind, labels: Vec::new(), value };
     let mut out = Vec::new();
     let ticks = rustix::param::clock_ticks_per_second() as f64;

@@ -379,6 +379,11 @@ pub struct SinkError {
 pub trait Sink: Send {
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError>;
 
+    /// Whether it writes the positions of sources behind the rows it delivered.
+    fn keeps_positions(&self) -> bool {
+        false
+    }
+
     fn signals(&self) -> Signals {
         Signals::ALL
     }

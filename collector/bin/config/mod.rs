@@ -102,6 +102,9 @@ struct FileRetention {
     tenant: Option<String>,
 }
 
+/// Where everything is stored unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "./sightline-data";
+
 /// The checked configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -237,12 +240,11 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     };
     let cases = cases(document, &file, problems);
     if problems.len() == before {
-        problems.extend(wiring(document, &sources, &file, &cases));
+        problems.extend(wiring(document, &sources, &file, &cases, args.ships_rest));
     }
     let named_inputs = named_inputs(&file);
-    let mut store = StoreConfig::new(
-        args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| "./sightline-data".into()),
-    );
+    let mut store =
+        StoreConfig::new(args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| DEFAULT_DATA_DIR.into()));
     store.durability = args.fsync.or(file.fsync).map_or(Durability::Group, |f| f.0);
     store.memory_bytes_max = match args.memory_limit.or(file.memory_limit) {
         Some(Bytes(n)) => usize::try_from(n).unwrap_or(usize::MAX).max(MEMORY_MIN),
@@ -358,8 +360,14 @@ fn wiring(
     sources: &BTreeMap<String, SourceConfig>,
     file: &File,
     cases: &[(String, Case)],
+    ships_rest: bool,
 ) -> Vec<Problem> {
-    match wired(document, sources, file, Arc::new(SystemClock::new())).check() {
+    let mut builder = wired(document, sources, file, Arc::new(SystemClock::new()));
+    if ships_rest {
+        let sink = pipeline::sink::stdout::StdoutSink::new(std::io::sink());
+        builder = builder.rest_sink(crate::agent::TO, Box::new(sink));
+    }
+    match builder.check() {
         Ok(graph) => {
             let found = cases.iter().flat_map(|(place, case)| {
                 let problems = trial::check(case, &graph).into_iter();

@@ -1,5 +1,6 @@
 //! The real process, from outside: started, asked over HTTP, stopped, killed, started again.
 
+mod agent;
 mod backup;
 mod bad_disk;
 mod bad_input;

@@ -61,6 +61,17 @@ impl Server {
         let _ = child.wait();
     }
 
+    /// Starts with OTLP over HTTP at `otlp_http`, which is not on the loopback.
+    pub fn start_beyond(data: &Path, otlp_http: &str) -> Server {
+        let mut command = Command::new(program());
+        command
+            .args(["--data-dir", &data.to_string_lossy(), "--no-collect"])
+            .args(["--http", "127.0.0.1:0", "--otlp-grpc", "127.0.0.1:0", "--otlp-http", otlp_http])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        Self::launch(command).unwrap_or_else(|e| panic!("server did not start: {e}"))
+    }
+
     fn launch(mut command: Command) -> Result<Server, String> {
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let (sender, lines) = mpsc::channel();

@@ -2,6 +2,7 @@
 
 pub mod ack;
 pub mod budget;
+pub mod disk;
 pub mod memory;
 
 pub use ack::Ack;

@@ -1,5 +1,6 @@
 //! Where batches leave the pipeline.
 
+pub mod buffered;
 pub mod elasticsearch;
 pub mod file;
 pub mod http;

@@ -58,6 +58,10 @@ impl SinkConfig {
         }
     }
 
+    pub fn is_store(&self) -> bool {
+        matches!(self, SinkConfig::Store(_))
+    }
+
     /// Whether it writes the positions of sources behind the rows it delivered.
     pub fn keeps_positions(&self) -> bool {
         !matches!(self, SinkConfig::Stdout(_))

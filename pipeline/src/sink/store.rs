@@ -75,6 +75,10 @@ struct Written {
 
 #[async_trait::async_trait]
 impl Sink for StoreSink {
+    fn keeps_positions(&self) -> bool {
+        true
+    }
+
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
         let SinkContext { mut intake, counters, .. } = ctx;
         let mut appends: FuturesUnordered<BoxFuture<'static, Written>> = FuturesUnordered::new();

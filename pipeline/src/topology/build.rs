@@ -56,6 +56,15 @@ enum SinkPlan {
     Given(Box<dyn Sink>),
 }
 
+impl SinkPlan {
+    fn keeps_positions(&self) -> bool {
+        match self {
+            SinkPlan::Configured(c) => c.keeps_positions(),
+            SinkPlan::Given(s) => s.keeps_positions(),
+        }
+    }
+}
+
 impl PipelineBuilder {
     /// Transforms and sinks of a configuration. Without any sink there is one, `store`, that takes what nobody else takes.
     pub fn new(config: PipelineConfig) -> Self {
@@ -120,6 +129,12 @@ impl PipelineBuilder {
     /// A sink that is not in the configuration.
     pub fn sink(mut self, name: &str, inputs: &[&str], sink: Box<dyn Sink>) -> Self {
         self.sinks.push((name.to_owned(), Some(owned(inputs)), SinkPlan::Given(sink)));
+        self
+    }
+
+    /// A sink that is not in the configuration and takes what nobody else takes.
+    pub fn rest_sink(mut self, name: &str, sink: Box<dyn Sink>) -> Self {
+        self.sinks.push((name.to_owned(), None, SinkPlan::Given(sink)));
         self
     }
 
@@ -196,12 +211,8 @@ impl PipelineBuilder {
         if self.sinks.is_empty() {
             self.sinks.push((DEFAULT_SINK.into(), None, SinkPlan::Configured(SinkConfig::store())));
         }
-        let stores: BTreeSet<String> = self
-            .sinks
-            .iter()
-            .filter(|(_, _, p)| matches!(p, SinkPlan::Configured(c) if c.keeps_positions()))
-            .map(|(name, _, _)| name.clone())
-            .collect();
+        let stores: BTreeSet<String> =
+            self.sinks.iter().filter(|(_, _, p)| p.keeps_positions()).map(|(name, _, _)| name.clone()).collect();
         let registry = Registry::default();
         let mut start = Start {
             limits: self.limits,

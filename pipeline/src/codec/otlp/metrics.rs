@@ -374,8 +374,8 @@ impl Decoder<'_> {
             metric::Data::ExponentialHistogram(h) => self.points(&h.data_points, |d, p| {
                 let carried = p.attributes.iter().find(|kv| kv.key == HISTOGRAM);
                 let mut row = match carried.map(|kv| attribute_text(kv, d.limits)).transpose()? {
-                    Some(text) => carried_histogram(&text).ok_or_else(|| {
-                        (Reason::InvalidMetric, format!("attribute {HISTOGRAM} of {:?} cannot be read", m.name))
+                    Some(text) => carried_histogram(&text).filter(is_sound).ok_or_else(|| {
+                        (Reason::InvalidMetric, format!("attribute {HISTOGRAM} of {:?} is no histogram", m.name))
                     })?,
                     None => histogram_row(p, &m.name)?,
                 };
@@ -666,6 +666,37 @@ fn carried_histogram(text: &str) -> Option<HistogramRow> {
         reset_hint: int("reset_hint")?,
         is_float: matches!(read.get("is_float")?, json::Value::Bool(true)),
     })
+}
+
+/// Buckets of one side of a carried histogram, as remote write has it.
+const CARRIED_BUCKETS_MAX: usize = 65_536;
+
+/// Whether a carried histogram is one that could have come by remote write: what reads it relies on that.
+fn is_sound(h: &HistogramRow) -> bool {
+    let side = |offset: i32, counts: &[f64]| {
+        let fits = i32::try_from(counts.len()).is_ok_and(|n| offset.checked_add(n).is_some());
+        fits && counts.len() <= CARRIED_BUCKETS_MAX && counts.iter().all(|c| *c >= 0.0)
+    };
+    let form = match &h.custom_bounds {
+        None => (-4..=8).contains(&h.schema),
+        Some(bounds) => {
+            let rising = bounds.windows(2).all(|w| w[0] < w[1]) && !bounds.iter().any(|b| b.is_nan());
+            let end = h.positive_counts.len() + usize::try_from(h.positive_offset).unwrap_or(usize::MAX / 2);
+            h.schema == -53
+                && rising
+                && bounds.last() != Some(&f64::INFINITY)
+                && h.negative_counts.is_empty()
+                && h.zero_count == 0.0
+                && h.zero_threshold == 0.0
+                && (h.positive_counts.is_empty() || end <= bounds.len() + 1)
+        }
+    };
+    form && side(h.positive_offset, &h.positive_counts)
+        && side(h.negative_offset, &h.negative_counts)
+        && h.count >= 0.0
+        && h.zero_count >= 0.0
+        && h.zero_threshold >= 0.0
+        && (0..=3).contains(&h.reset_hint)
 }
 
 /// The text of a metric's metadata entry.

@@ -151,12 +151,17 @@ pub struct RemoteSink {
     protocol: Arc<dyn Protocol>,
     config: DeliveryConfig,
     positions: Arc<dyn Destination>,
+    stats: Arc<RemoteStats>,
 }
 
 impl RemoteSink {
     /// `positions`: where the positions of sources are written once their rows are delivered.
     pub fn new(protocol: Arc<dyn Protocol>, config: DeliveryConfig, positions: Arc<dyn Destination>) -> Self {
-        RemoteSink { protocol, config, positions }
+        RemoteSink { protocol, config, positions, stats: Arc::default() }
+    }
+
+    pub fn stats(&self) -> Arc<RemoteStats> {
+        self.stats.clone()
     }
 }
 
@@ -174,9 +179,13 @@ impl Sink for RemoteSink {
         self.protocol.signals()
     }
 
+    fn keeps_positions(&self) -> bool {
+        true
+    }
+
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
         let SinkContext { name, mut intake, counters } = ctx;
-        let stats = Arc::new(RemoteStats::default());
+        let stats = self.stats.clone();
         counters.ships(stats.clone());
         let dead = self.config.dead_letter.clone().map(|path| Arc::new(RowFile::dead_letters(path)));
         let shipper = Arc::new(Shipper {

@@ -17,6 +17,7 @@ pub struct RemoteStats {
     rejected: AtomicU64,
     dead_lettered: AtomicU64,
     held_bytes: AtomicU64,
+    queued_bytes: AtomicU64,
     latency: [AtomicU64; BOUNDS.len() + 1],
     latency_micros: AtomicU64,
 }
@@ -47,6 +48,10 @@ impl RemoteStats {
         self.held_bytes.store(bytes as u64, Relaxed);
     }
 
+    pub(crate) fn queues(&self, bytes: u64) {
+        self.queued_bytes.store(bytes, Relaxed);
+    }
+
     pub fn snapshot(&self) -> RemoteSnapshot {
         RemoteSnapshot {
             requests: self.requests.load(Relaxed),
@@ -55,6 +60,7 @@ impl RemoteStats {
             rejected: self.rejected.load(Relaxed),
             dead_lettered: self.dead_lettered.load(Relaxed),
             held_bytes: self.held_bytes.load(Relaxed),
+            queued_bytes: self.queued_bytes.load(Relaxed),
             latency: std::array::from_fn(|i| self.latency[i].load(Relaxed)),
             latency_seconds: self.latency_micros.load(Relaxed) as f64 / 1e6,
         }
@@ -74,18 +80,21 @@ pub struct RemoteSnapshot {
     pub dead_lettered: u64,
     /// Bytes of rows that wait or are under way.
     pub held_bytes: u64,
+    /// Bytes of undelivered rows in the queue on disk.
+    pub queued_bytes: u64,
     latency: [u64; BOUNDS.len() + 1],
     latency_seconds: f64,
 }
 
 type Read = fn(&RemoteSnapshot) -> u64;
-const FAMILIES: [(&str, &str, &str, Read); 6] = [
+const FAMILIES: [(&str, &str, &str, Read); 7] = [
     ("requests_total", "counter", "attempts to deliver a request", |s| s.requests),
     ("retries_total", "counter", "attempts after a failed one", |s| s.retries),
     ("sent_bytes_total", "counter", "bytes of request bodies as sent", |s| s.bytes),
     ("rejected_rows_total", "counter", "rows the remote refused for good", |s| s.rejected),
     ("dead_lettered_rows_total", "counter", "refused rows written to the dead-letter file", |s| s.dead_lettered),
     ("held_bytes", "gauge", "bytes of rows that wait or are under way", |s| s.held_bytes),
+    ("disk_queue_bytes", "gauge", "bytes of undelivered rows in the queue on disk", |s| s.queued_bytes),
 ];
 
 /// Appends the sinks as Prometheus text; `label` escapes a label's value.

@@ -427,7 +427,13 @@ fn what_was_not_born_in_otlp_arrives_as_it_was() {
     };
     let odd = [
         HistogramRow { is_float: true, count: 2.5, positive_counts: vec![0.5, 2.0], ..plain.clone() },
-        HistogramRow { schema: -53, custom_bounds: Some(vec![0.1, f64::INFINITY]), ..plain.clone() },
+        HistogramRow {
+            schema: -53,
+            zero_threshold: 0.0,
+            positive_offset: 0,
+            custom_bounds: Some(vec![0.1, 0.5]),
+            ..plain.clone()
+        },
         HistogramRow { reset_hint: 3, zero_threshold: 0.0, min: Some(0.1), ..plain.clone() },
         plain,
     ];
@@ -437,4 +443,16 @@ fn what_was_not_born_in_otlp_arrives_as_it_was() {
     }
     let metrics = vec![Data::Metrics(m.finish())];
     same(&there(&metrics), &metrics, "metrics");
+}
+
+#[test]
+fn a_carried_histogram_that_is_none_is_refused() {
+    let mut m = MetricBatchBuilder::new();
+    let id = m.series(&Labels::from_pairs([("__name__", "h")]), SeriesMeta::default());
+    // Bounds that end in infinity, as nothing writes them.
+    let row = HistogramRow { schema: -53, custom_bounds: Some(vec![0.1, f64::INFINITY]), ..HistogramRow::default() };
+    m.histogram(id, NOW / 1_000_000, None, &row);
+    let encoded = encode(&Data::Metrics(m.finish())).unwrap();
+    let decoded = decode(&encoded.body, Request::Metrics, &Limits::default(), NOW).unwrap();
+    assert_eq!((decoded.accepted, decoded.rejected.total()), (0, 1));
 }
