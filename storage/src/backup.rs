@@ -251,7 +251,7 @@ impl Inner {
             // Grows from piece to piece and stays below what the next flush of a restored store has.
             let arrival = piece.last().map_or(seq, |b| b.last_seq);
             for (bucket, rows) in split_by_bucket(table, &rows, limits::FLUSH_HOURS_MAX)? {
-                let options = WriteOptions { arrival, ..WriteOptions::new(0, now) };
+                let options = WriteOptions { arrival, ..self.write_options(0, now) };
                 out.push(write_part_in(copy, folder, 0, Some(order), bucket, |out| {
                     part::write_part(table, &rows, &options, out)
                 })?);

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::model::{Table, TenantId};
+use crate::{
+    model::{Table, TenantId},
+    part::Promoted,
+};
 
 /// When an append is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub struct StoreConfig {
     pub background: bool,
     /// Bytes of one file of the write-ahead log; it is deleted whole.
     pub wal_segment_bytes: u64,
+    /// Attributes of logs and spans that get a column of their own in new parts.
+    pub promoted: Promoted,
     /// Refuse writes above this share of the disk in use (0..1).
     pub disk_used_max: f64,
 }
@@ -72,6 +77,7 @@ impl StoreConfig {
             retention: Retention::default(),
             background: true,
             wal_segment_bytes: crate::wal::SEGMENT_BYTES,
+            promoted: Promoted::default(),
             disk_used_max: 0.95,
         }
     }

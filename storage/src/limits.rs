@@ -41,6 +41,9 @@ pub const NESTED_SET_SPANS_MAX: usize = 262_144;
 pub const TEMPLATES_PER_ROW_MAX: f64 = 0.1;
 pub const TEMPLATED_ROWS_MIN: usize = 1024;
 
+/// Attributes with a column of their own, by configuration.
+pub const PROMOTED_MAX: usize = 64;
+
 /// Bytes a scan may hold to bring rows into time order.
 pub const SCAN_SORT_BYTES_MAX: usize = 256 << 20;
 

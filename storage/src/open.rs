@@ -18,7 +18,7 @@ use crate::{
     metrics::StoreMetrics,
     model::{Table, TenantId, TimeRange, Timestamp},
     object::{LocalStore, Objects},
-    part::disk_schema,
+    part::{Promoted, table_schema},
     part_cache::PartCache,
     scan::{ScanRequest, ScanStats, select::RowSelector, stream::RowSource},
     sources::SourceMemory,
@@ -38,13 +38,20 @@ pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, 
     let objects: Arc<dyn Objects> = Arc::new(local);
     let mut tables = BTreeMap::new();
     for (tenant, table) in existing_tables(&objects)? {
-        let state = open_table(&objects, &env, &tenant, table)
+        let state = open_table(&objects, &env, &config.promoted, &tenant, table)
             .map_err(|e| OpenError::Catalog { table: format!("{tenant}/{}", table.name()), source: Box::new(e) })?;
         tables.insert((tenant, table), Arc::new(state));
     }
     let sources = Arc::new(SourceMemory::default());
-    let mut replay =
-        Replay { objects: &objects, env: &env, node: &config.node, tables, sources: &sources, error: None };
+    let mut replay = Replay {
+        objects: &objects,
+        env: &env,
+        promoted: &config.promoted,
+        node: &config.node,
+        tables,
+        sources: &sources,
+        error: None,
+    };
     let carry = sources.clone();
     let mut options = WalOptions::new(config.durability, config.dir.join("quarantine"));
     options.segment_bytes = config.wal_segment_bytes;
@@ -143,10 +150,11 @@ fn existing_tables(objects: &Arc<dyn Objects>) -> Result<Vec<(TenantId, Table)>,
 pub(crate) fn open_table(
     objects: &Arc<dyn Objects>,
     env: &Environment,
+    promoted: &Promoted,
     tenant: &TenantId,
     table: Table,
 ) -> Result<TableState, CatalogError> {
-    let catalog = load_catalog(objects, env, tenant, table, true)?;
+    let catalog = load_catalog(objects, env, promoted, tenant, table, true)?;
     Ok(TableState {
         tenant: tenant.clone(),
         table,
@@ -165,12 +173,13 @@ pub(crate) fn open_table(
 fn load_catalog(
     objects: &Arc<dyn Objects>,
     env: &Environment,
+    promoted: &Promoted,
     tenant: &TenantId,
     table: Table,
     clear_orphans: bool,
 ) -> Result<TableCatalog, CatalogError> {
     let prefix = format!("{TABLES}/{tenant}/{}", table.name());
-    let options = TableOptions { clear_orphans, ..TableOptions::new(table, prefix, disk_schema(table)) };
+    let options = TableOptions { clear_orphans, ..TableOptions::new(table, prefix, table_schema(table, promoted)) };
     let (catalog, report) = TableCatalog::open(objects.clone(), options, env.clock.now())?;
     for damage in report.log.iter().chain(&report.parts) {
         tracing::error!(%tenant, table = table.name(), path = damage.path, reason = damage.reason,
@@ -183,6 +192,7 @@ fn load_catalog(
 struct Replay<'a> {
     objects: &'a Arc<dyn Objects>,
     env: &'a Environment,
+    promoted: &'a Promoted,
     node: &'a str,
     tables: BTreeMap<(TenantId, Table), Arc<TableState>>,
     sources: &'a SourceMemory,
@@ -223,7 +233,7 @@ impl Replay<'_> {
         if let Some(state) = self.tables.get(&key) {
             return Some(state.clone());
         }
-        match open_table(self.objects, self.env, tenant, table) {
+        match open_table(self.objects, self.env, self.promoted, tenant, table) {
             Ok(state) => Some(self.tables.entry(key).or_insert(Arc::new(state)).clone()),
             Err(e) => {
                 let table = format!("{tenant}/{}", table.name());
@@ -247,8 +257,9 @@ impl Inner {
         }
         let _commit = state.commit.lock();
         // Files that no entry names stay: a merge may be writing them, or a scan still be reading them.
-        let catalog = load_catalog(&self.objects, &self.env, &state.tenant, state.table, false)
-            .map_err(|e| ScanError::Internal(format!("cannot load the table again: {e}")))?;
+        let catalog =
+            load_catalog(&self.objects, &self.env, &self.config.promoted, &state.tenant, state.table, false)
+                .map_err(|e| ScanError::Internal(format!("cannot load the table again: {e}")))?;
         let flushed = catalog.txn_version(&self.txn_app(state.table)).and_then(|v| u64::try_from(v).ok());
         let mut data = state.data.write();
         // Scans hold the entries they had: the same ones must count as live, or their files would go too early.

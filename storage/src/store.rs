@@ -544,7 +544,7 @@ impl Inner {
         if tables.len() >= limits::TABLES_MAX {
             return Err(AppendError::Invalid(format!("more than {} tables; use fewer tenants", limits::TABLES_MAX)));
         }
-        let state = crate::open::open_table(&self.objects, &self.env, tenant, table)
+        let state = crate::open::open_table(&self.objects, &self.env, &self.config.promoted, tenant, table)
             .map_err(|e| AppendError::Io(format!("cannot create table {tenant}/{}: {e}", table.name())))?;
         let state = Arc::new(state);
         tables.insert((tenant.clone(), table), state.clone());

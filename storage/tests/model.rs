@@ -285,6 +285,74 @@ async fn positions_and_batch_ids_survive_a_crash_and_a_clean_stop() {
     }
 }
 
+/// Column `a_k` of all live parts of the logs, in any order; `None` where a part has no such column.
+fn promoted_values(dir: &std::path::Path) -> Vec<Option<Vec<String>>> {
+    let mut out = Vec::new();
+    for day in std::fs::read_dir(dir.join("data/default/logs")).unwrap().flatten() {
+        if !day.file_name().to_string_lossy().starts_with("day=") {
+            continue;
+        }
+        for file in std::fs::read_dir(day.path()).unwrap().flatten() {
+            let file = std::fs::File::open(file.path()).unwrap();
+            let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            if reader.schema().index_of("a_k").is_err() {
+                out.push(None);
+                continue;
+            }
+            let mut values = Vec::new();
+            for batch in reader.build().unwrap() {
+                let batch = batch.unwrap();
+                let column = batch.column_by_name("a_k").unwrap().as_string::<i32>();
+                values.extend(column.iter().map(|v| v.unwrap_or("-").to_owned()));
+            }
+            values.sort();
+            out.push(Some(values));
+        }
+    }
+    out.sort();
+    out
+}
+
+#[tokio::test]
+async fn promoted_attributes_come_with_new_parts_and_merges_and_go_as_they_are_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let append = async |store: &Store, attrs: Option<&str>| {
+        let mut b = LogBatchBuilder::new();
+        b.push(&LogRow { ts: BASE, stream_labels: "{\"app\":\"a\"}", body: "x", attrs, ..LogRow::default() });
+        let rows = vec![(Table::Logs, b.finish())];
+        store.append(Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+        store.flush().await.unwrap();
+    };
+    let some = |v: &[&str]| Some(v.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+    let mut with = config(dir.path());
+    with.promoted = storage::Promoted::new(&["k"]).unwrap();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    append(&store, Some(r#"{"k":"one"}"#)).await;
+    store.close().await.unwrap();
+    let store = Store::open(with).await.unwrap();
+    append(&store, Some(r#"{"k":2}"#)).await;
+    append(&store, None).await;
+    assert_eq!(promoted_values(dir.path()), [None, some(&["-"]), some(&["2"])]);
+    let log = std::fs::read_dir(dir.path().join("data/default/logs/_delta_log")).unwrap().flatten();
+    let known = log.filter(|e| std::fs::read_to_string(e.path()).unwrap_or_default().contains("a_k")).count();
+    assert!(known > 0, "the table's schema has the column");
+    let all = async |store: &Store| {
+        let request = ScanRequest::new(tenant.clone(), Table::Logs, TimeRange::ALL);
+        let batches = store.scan(request).await.unwrap().collect().await.unwrap();
+        batches.iter().map(|b| b.num_rows()).sum::<usize>()
+    };
+    assert_eq!(all(&store).await, 3, "parts with and without the column");
+    store.compact().await.unwrap();
+    assert_eq!(promoted_values(dir.path()), [some(&["-", "2", "one"])], "a merge derives it for old rows");
+    store.close().await.unwrap();
+    let store = Store::open(config(dir.path())).await.unwrap();
+    append(&store, Some(r#"{"k":3}"#)).await;
+    assert_eq!(all(&store).await, 4);
+    assert_eq!(promoted_values(dir.path()), [None, some(&["-", "2", "one"])]);
+    store.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn tenants_do_not_see_each_other() {
     let dir = tempfile::tempdir().unwrap();

@@ -22,7 +22,7 @@ use pipeline::{
 };
 use serde::Deserialize;
 use storage::{
-    Durability, StoreConfig,
+    Durability, Promoted, StoreConfig,
     config::{Retention, RetentionRule},
     model::{Table, TenantId},
     vfs::{Clock, SystemClock},
@@ -89,6 +89,8 @@ struct FileStorage {
     flush_bytes: Option<Bytes>,
     /// Age of the oldest row in memory that triggers a flush; by default 5m.
     flush_age: Option<Span>,
+    /// Attributes of logs and spans that get a column `a_<key>` of their own in the files, at most 64.
+    promote: Vec<String>,
 }
 
 /// How long rows are kept.
@@ -226,6 +228,10 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if file.storage.flush_bytes.is_some_and(|b| b.0 == 0) {
         found.push(at("storage.flush_bytes", "expected more than 0".into()));
     }
+    let promoted = Promoted::new(&file.storage.promote).unwrap_or_else(|e| {
+        found.push(at("storage.promote", e.to_string()));
+        Promoted::default()
+    });
     if file.storage.flush_age.is_some_and(|s| s.0.is_zero()) {
         found.push(at("storage.flush_age", "expected more than 0".into()));
     }
@@ -259,6 +265,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if let Some(Span(age)) = file.storage.flush_age {
         store.flush_age = age;
     }
+    store.promoted = promoted;
     store.retention = retention;
     if let Some(percent) = file.limits.disk_used_percent {
         store.disk_used_max = f64::from(percent) / 100.0;
@@ -500,6 +507,8 @@ mod tests {
         let document = Document::parse("memory_limit: 96MiB\nstorage: {flush_bytes: 1GiB}\n").unwrap();
         assert_eq!(build(&document, &ServeArgs::default(), &mut problems).unwrap().store.flush_bytes, 16 << 20);
         assert!(problems.is_empty(), "{problems:?}");
+        let ConfigError(lines) = check("storage: {promote: [a.b, a_b]}\n", "f.yaml").unwrap_err();
+        assert!(lines[0].contains("same column a_a_b"), "{lines:?}");
         let ConfigError(lines) = check("storage: {flush_age: 0s, flush_bites: 3}\n", "f.yaml").unwrap_err();
         assert!(lines.iter().any(|l| l.contains("did you mean `flush_bytes`?")), "{lines:?}");
     }

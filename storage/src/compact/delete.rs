@@ -29,7 +29,7 @@ use crate::{
         Matcher, Table, TenantId, TimeRange,
         time::{MILLIS_PER_DAY, NANOS_PER_DAY},
     },
-    part::{PartError, WriteOptions},
+    part::PartError,
     part_cache::{HeadSource, PartSource},
     scan::{
         select::{self, RowSelector},
@@ -214,7 +214,7 @@ impl Inner {
         };
         let (mut damage, mut deleted) = (None, 0);
         let part = self.write_part(state, entry.level, Some(entry.order), entry.bucket, |out| {
-            let write = WriteOptions::new(entry.level, self.env.clock.now());
+            let write = self.write_options(entry.level, self.env.clock.now());
             let options = MergeOptions { keep: Some(&keep), ..MergeOptions::new(write) };
             let merged = merge(&[reader.as_ref().clone()], state.table, &options, out).inspect_err(|e| {
                 if let PartError::Corrupt(reason) = e {

@@ -23,7 +23,7 @@ use crate::{
         TimeRange, Timestamp, schema,
         time::{NANOS_PER_DAY, NANOS_PER_HOUR},
     },
-    part::{PartError, WriteOptions},
+    part::PartError,
     part_cache::PartSource,
     scan::{select::RowSelector, stream::RowSource},
     store::{Inner, TableState},
@@ -278,7 +278,7 @@ impl Inner {
         let mut removed = 0;
         let mut damage = None;
         let add = self.write_part(state, job.level, Some(job.order), job.bucket, |out| {
-            let options = MergeOptions::new(WriteOptions::new(job.level, self.env.clock.now()));
+            let options = MergeOptions::new(self.write_options(job.level, self.env.clock.now()));
             let merged = merge(&readers, state.table, &options, out).inspect_err(|e| {
                 if let PartError::Corrupt(reason) = e {
                     damage = Some(reason.clone());

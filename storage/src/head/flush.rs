@@ -100,7 +100,7 @@ impl Inner {
         let now = self.env.clock.now();
         for (bucket, rows) in split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)? {
             let add = self.write_part(state, 0, None, bucket, |out| {
-                let options = WriteOptions { arrival: last_seq, ..WriteOptions::new(0, now) };
+                let options = WriteOptions { arrival: last_seq, ..self.write_options(0, now) };
                 part::write_part(state.table, &rows, &options, out)
             });
             match add {
@@ -137,6 +137,11 @@ impl Inner {
         tracing::debug!(tenant = %state.tenant, table = state.table.name(), rows = total, bytes = written,
             seconds = started.elapsed().as_secs_f64(), "flushed");
         Ok(true)
+    }
+
+    /// How parts are written now.
+    pub(crate) fn write_options(&self, level: u8, now: Timestamp) -> WriteOptions {
+        WriteOptions { promoted: self.config.promoted.clone(), ..WriteOptions::new(level, now) }
     }
 
     /// Writes one part file, durable when this returns; it counts only once it is committed.

@@ -17,7 +17,7 @@ use arrow::{
     },
 };
 
-use super::PartError;
+use super::{PartError, Promoted};
 use crate::model::{Table, schema};
 
 /// Largest exponent of a sample: the largest power of ten that a double holds exactly.
@@ -42,6 +42,24 @@ pub fn disk_schema(table: Table) -> SchemaRef {
 /// [`disk_schema`] with dictionaries left as they are: the Parquet writer takes both alike.
 pub(super) fn written_schema(table: Table) -> SchemaRef {
     WRITTEN[usize::from(table.code() - 1)].clone()
+}
+
+/// [`written_schema`] with the promoted attributes behind it.
+pub(super) fn with_promoted(table: Table, promoted: &Promoted) -> SchemaRef {
+    let more = promoted.written_fields(table);
+    if more.is_empty() {
+        return written_schema(table);
+    }
+    let mut fields: Vec<Arc<Field>> = written_schema(table).fields().iter().cloned().collect();
+    fields.extend(more.into_iter().map(Arc::new));
+    Arc::new(Schema::new(fields))
+}
+
+/// Columns of a table: [`disk_schema`] with the promoted attributes.
+pub(crate) fn table_schema(table: Table, promoted: &Promoted) -> SchemaRef {
+    let mut fields: Vec<Arc<Field>> = disk_schema(table).fields().iter().cloned().collect();
+    fields.extend(promoted.fields(table).into_iter().map(Arc::new));
+    Arc::new(Schema::new(fields))
 }
 
 fn disk_fields(table: Table, dictionaries: bool) -> Vec<Field> {

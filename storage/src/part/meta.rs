@@ -1,5 +1,6 @@
 use serde::{Deserialize, Serialize};
 
+use super::Promoted;
 use crate::{
     limits,
     model::{Table, TimeRange, Timestamp},
@@ -52,7 +53,7 @@ mod table_name {
 }
 
 /// How a part is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct WriteOptions {
     pub level: u8,
     pub created: Timestamp,
@@ -64,6 +65,8 @@ pub struct WriteOptions {
     pub zstd: Option<i32>,
     /// Stands for the flush in column `seq` ([`crate::part::seq_of`]): a number that grows from flush to flush.
     pub arrival: u64,
+    /// Attributes of logs and spans that get a column.
+    pub promoted: Promoted,
 }
 
 impl WriteOptions {
@@ -75,6 +78,7 @@ impl WriteOptions {
             page_rows: limits::PAGE_ROWS_MAX,
             zstd: None,
             arrival: 0,
+            promoted: Promoted::default(),
         }
     }
 }

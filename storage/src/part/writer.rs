@@ -93,13 +93,13 @@ impl<W: Write + Send> PartWriter<W> {
         let properties = properties(table, options)?;
         let arrow = ArrowWriter::try_new_with_options(
             Sealing::new(out),
-            encode::written_schema(table),
+            encode::with_promoted(table, &options.promoted),
             ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true),
         )
         .map_err(writing)?;
         Ok(PartWriter {
             table,
-            options: *options,
+            options: options.clone(),
             arrow,
             runs: RunsBuilder::new(table),
             pending: Vec::new(),
@@ -122,7 +122,13 @@ impl<W: Write + Send> PartWriter<W> {
         self.max_ts = self.max_ts.max(max);
         self.runs.push(batch);
         if self.table != Table::MetricSamples {
-            return self.arrow.write(&encode::to_disk(self.table, batch)?).map_err(writing);
+            let mut disk = encode::to_disk(self.table, batch)?;
+            let promoted = self.options.promoted.columns(self.table, batch)?;
+            if !promoted.is_empty() {
+                let columns = disk.columns().iter().cloned().chain(promoted).collect();
+                disk = RecordBatch::try_new(encode::with_promoted(self.table, &self.options.promoted), columns)?;
+            }
+            return self.arrow.write(&disk).map_err(writing);
         }
         let mut batch = batch.clone();
         while self.pending_rows + batch.num_rows() >= self.options.row_group_rows {
