@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, SourceConfig},
     own_routes::{self, Own},
+    telemetry::{Recording, Telemetry},
 };
 
 /// What the push protocols send into, by this name in `inputs:`.
@@ -57,14 +58,19 @@ pub struct App {
     store: Store,
     running: Running,
     own: Arc<Own>,
+    recording: Option<Recording>,
     listeners: JoinSet<&'static str>,
     stop_listening: CancellationToken,
+    /// All routes of the HTTP API, for the test that asks each of them.
+    #[cfg(test)]
+    pub router: Router,
     /// What to print once it runs.
     pub banner: Vec<String>,
 }
 
 /// Starts everything; nothing is left behind when it fails.
-pub async fn start(config: Config) -> Result<App, StartError> {
+/// `telemetry`: our own signals, which go into the store from here on.
+pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<App, StartError> {
     let started = Instant::now();
     // Addresses first: a second process on the same ports must not touch the data.
     let http = bind(config.http, "the HTTP API", "http").await?;
@@ -79,13 +85,16 @@ pub async fn start(config: Config) -> Result<App, StartError> {
     let durability = config.store.durability;
     let store = Store::open(config.store.clone()).await?;
 
-    let push = push_config(&config, memory);
-    let metrics = push.metrics.clone();
+    let mut push = push_config(&config, memory);
+    push.tenants = Arc::new(std::mem::take(&mut config.tenants.ingest));
+    let (metrics, tenants) = (push.metrics.clone(), push.tenants.clone());
+    let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
     let (builder, found) = plan_pipeline(config, memory).await?;
     let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
     let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
     let registry = running.registry();
     let url = format!("http://{http_addr}");
+    let telemetry_lines = telemetry.as_ref().map(Telemetry::render);
     let own = Arc::new(Own {
         store: store.clone(),
         ready: AtomicBool::new(false),
@@ -93,6 +102,10 @@ pub async fn start(config: Config) -> Result<App, StartError> {
         extra: Box::new(move |text| {
             pipeline::metrics::write_prometheus(text, &registry.snapshot());
             metrics.render(text);
+            tenants.render(text);
+            if let Some(lines) = &telemetry_lines {
+                lines(text);
+            }
         }),
         url: url.clone(),
         facts: vec![
@@ -103,12 +116,23 @@ pub async fn start(config: Config) -> Result<App, StartError> {
         ],
     });
     let (writes, grpc_writes) = push_and_grpc_routers(push, out);
-    let reads = query::router(query::QueryConfig::default(), store.clone());
+    let queries = query::QueryConfig { limits: query_limits, ..query::QueryConfig::default() };
+    let reads = query::router(queries, store.clone());
     let all = Router::new()
         .merge(own_routes::routes(own.clone()))
         .merge(crate::backup::routes(store.clone()))
         .merge(reads)
         .merge(writes.clone());
+
+    #[cfg(test)]
+    let router = all.clone();
+    let figures = own.clone();
+    let recording = telemetry.map(|t| t.record(store.clone(), move || figures.figures()));
+    let traced = |router: Router| match &recording {
+        Some(recording) => recording.traced(router),
+        None => router,
+    };
+    let (all, writes, grpc_writes) = (traced(all), traced(writes), traced(grpc_writes));
 
     let stop_listening = CancellationToken::new();
     let mut listeners = JoinSet::new();
@@ -129,6 +153,12 @@ pub async fn start(config: Config) -> Result<App, StartError> {
         "OTLP HTTP"
     });
     own.ready.store(true, Ordering::Release);
+    tracing::info!(
+        http = %http_addr,
+        version = env!("CARGO_PKG_VERSION"),
+        seconds = started.elapsed().as_secs_f64(),
+        "serves queries and takes data"
+    );
     let mut banner = vec![format!("sightline {} serves http://{http_addr}", env!("CARGO_PKG_VERSION"))];
     banner.extend(found.iter().map(|line| format!("  {line}")));
     banner.push(format!(
@@ -141,7 +171,17 @@ pub async fn start(config: Config) -> Result<App, StartError> {
     banner.push(format!(
         "       curl -G '{url}/api/v1/query' --data-urlencode 'query=rate(node_cpu_seconds_total[1m])'"
     ));
-    Ok(App { store, running, own, listeners, stop_listening, banner })
+    Ok(App {
+        store,
+        running,
+        own,
+        recording,
+        listeners,
+        stop_listening,
+        #[cfg(test)]
+        router,
+        banner,
+    })
 }
 
 pub async fn bind(addr: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
@@ -229,6 +269,9 @@ impl App {
         let report = self.running.stop(DRAIN).await;
         for name in &report.late {
             tracing::warn!(component = name, "did not drain before the deadline");
+        }
+        if let Some(recording) = self.recording.take() {
+            recording.stop().await;
         }
         let flushed = self.store.close().await;
         if let Err(e) = &flushed {

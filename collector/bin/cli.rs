@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::units::{Bytes, Fsync};
+use crate::{
+    config::units::{Bytes, Fsync},
+    generate::GenerateArgs,
+    transfer::{ExportArgs, ImportArgs},
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "sightline", version, about = "Metrics, logs and traces in one binary: collect, store, query")]
@@ -32,6 +36,12 @@ pub enum Command {
     Backup(BackupArgs),
     /// Make a data directory of a backup
     Restore(RestoreArgs),
+    /// Send generated logs, metrics or traces at a rate, and tell what became of them
+    Generate(GenerateArgs),
+    /// Write a time window of logs, metrics or traces of a running server to a file
+    Export(ExportArgs),
+    /// Read exported files into a running server; may be repeated, each piece is stored once
+    Import(ImportArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -62,6 +72,9 @@ pub struct ServeArgs {
     /// Memory for data in flight, for example 768MiB [default: three eighths of the memory, at most 768MiB]
     #[arg(long, env = "SIGHTLINE_MEMORY_LIMIT", value_name = "SIZE")]
     pub memory_limit: Option<Bytes>,
+    /// Our own logs, metrics and traces, into our own store under the tenant `sightline` [default: true]
+    #[arg(long, env = "SIGHTLINE_TELEMETRY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub telemetry: Option<bool>,
     /// error, warn, info, debug or trace, also per module: info,storage=debug [default: warn]
     #[arg(long, env = "SIGHTLINE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,

@@ -51,14 +51,19 @@ mod app;
 mod backup;
 mod cli;
 mod config;
+mod generate;
 mod own_routes;
 mod telemetry;
+#[cfg(test)]
+mod tenancy;
+mod transfer;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
 use cli::{AgentArgs, Cli, Command, ServeArgs};
 use config::{Config, ConfigError};
+use telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -75,6 +80,9 @@ fn main() -> ExitCode {
         Some(Command::Restore(args)) => block_on(backup::restore_command(&args)),
         Some(Command::Check(args)) => check(args.file.or(args.config).or(cli.serve.config)),
         Some(Command::Test(args)) => test(args.file.or(args.config).or(cli.serve.config)),
+        Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Export(args)) => transfer::export(&args),
+        Some(Command::Import(args)) => transfer::import(&args),
         Some(Command::Serve(args)) => serve(&args),
         Some(Command::Agent(args)) => agent(args),
         None => serve(&cli.serve),
@@ -134,12 +142,14 @@ fn print_problems(error: &ConfigError) {
 }
 
 fn serve(args: &ServeArgs) -> ExitCode {
-    start(args, async |config| app::start(config).await)
+    start(args, async |config, telemetry| app::start(config, telemetry).await)
 }
 
 fn agent(mut args: AgentArgs) -> ExitCode {
     args.serve.ships_rest = args.to.is_some();
-    start(&args.serve, async |config| agent::start(config, &args).await)
+    // Our own signals rest in a store, which an agent has none of.
+    args.serve.telemetry = Some(false);
+    start(&args.serve, async |config, _| agent::start(config, &args).await)
 }
 
 /// Something that runs until it is told to stop.
@@ -177,7 +187,10 @@ impl Process for agent::Agent {
     }
 }
 
-fn start<P: Process>(args: &ServeArgs, begin: impl AsyncFnOnce(Config) -> Result<P, app::StartError>) -> ExitCode {
+fn start<P: Process>(
+    args: &ServeArgs,
+    begin: impl AsyncFnOnce(Config, Option<Telemetry>) -> Result<P, app::StartError>,
+) -> ExitCode {
     let config = match Config::load(args) {
         Ok(config) => config,
         Err(e) => {
@@ -185,14 +198,14 @@ fn start<P: Process>(args: &ServeArgs, begin: impl AsyncFnOnce(Config) -> Result
             return ExitCode::FAILURE;
         }
     };
-    match telemetry::filter(&config.log_level) {
-        Ok(filter) => telemetry::start(filter),
+    let telemetry = match telemetry::filter(&config.log_level) {
+        Ok(filter) => telemetry::start(filter, &config.telemetry),
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::FAILURE;
         }
-    }
-    block_on(run(config, begin))
+    };
+    block_on(run(config, telemetry, begin))
 }
 
 fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
@@ -211,14 +224,18 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 /// than the usual 2 MiB for that depth, and an overflow ends the process. Only what is used costs memory.
 const THREAD_STACK_BYTES: usize = 8 << 20;
 
-async fn run<P: Process>(config: Config, begin: impl AsyncFnOnce(Config) -> Result<P, app::StartError>) -> ExitCode {
+async fn run<P: Process>(
+    config: Config,
+    telemetry: Option<Telemetry>,
+    begin: impl AsyncFnOnce(Config, Option<Telemetry>) -> Result<P, app::StartError>,
+) -> ExitCode {
     // Before anything is started: a signal that comes early must still end it cleanly.
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         eprintln!("error: cannot listen for signals");
         return ExitCode::FAILURE;
     };
-    let app = match begin(config).await {
+    let app = match begin(config, telemetry).await {
         Ok(app) => app,
         Err(e) => {
             eprintln!("error: {}", chain(&e));

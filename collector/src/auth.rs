@@ -8,14 +8,11 @@ use crate::reply::Failure;
 /// The header Loki, Mimir and Tempo use; Grafana and every agent can send it.
 pub const TENANT_HEADER: &str = "x-scope-orgid";
 
-/// The tenant a request names; without the header (or with an empty one) the default tenant.
+/// The tenant a request names; without the header (or with an empty one) the default tenant. gRPC metadata are headers
+/// here too.
 pub fn tenant(headers: &HeaderMap) -> Result<TenantId, Failure> {
-    let Some(value) = headers.get(TENANT_HEADER).filter(|v| !v.is_empty()) else {
-        return Ok(TenantId::default_tenant());
-    };
-    let refused = |reason: String| Failure::new(StatusCode::BAD_REQUEST, format!("header X-Scope-OrgID: {reason}"));
-    let name = value.to_str().map_err(|_| refused("tenant name is not ASCII text".to_owned()))?;
-    TenantId::parse(name).map_err(|e| refused(e.to_string()))
+    TenantId::named(headers.get_all(TENANT_HEADER).iter().map(|v| v.as_bytes()))
+        .map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("header X-Scope-OrgID: {e}")))
 }
 
 #[cfg(test)]

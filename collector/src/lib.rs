@@ -7,7 +7,7 @@
 //! Push protocols share one road: [`auth`] (tenant) -> `push` (memory, body, inflate, decode off the async threads,
 //! deliver) -> a protocol's own answer ([`reply`]).
 //! [`otlp`] logs, metrics and traces over HTTP and gRPC · `loki_push` · `remote_write` · `ndjson` · [`listen`] the accept loop for any
-//! router · [`metrics`] what was taken and refused.
+//! router · [`metrics`] what was taken and refused · [`tenants`] what each tenant may push.
 //! What this machine shows: [`file_tail`] log files · [`containers`] which containers there are, and their logs ·
 //! [`host_metrics`] figures of the host and its containers.
 
@@ -23,6 +23,7 @@ pub mod otlp;
 pub mod push;
 mod remote_write;
 pub mod reply;
+pub mod tenants;
 
 pub use push::{PushConfig, push_and_grpc_routers, push_router};
 

@@ -9,6 +9,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use pipeline::codec::{
+    Reason,
     compress::{self, Encoding},
     loki,
 };
@@ -65,7 +66,8 @@ async fn take(push: &Push, headers: &HeaderMap, body: Body, sent: &mut usize) ->
     }
     push.deliver(Protocol::Loki, tenant, &mut decoded.decoded, batch_id(headers)).await?;
     // The good entries are stored; the answer tells of the last bad one.
-    match decoded.last_error {
+    let over = decoded.decoded.rejected.by_reason().any(|(reason, _)| reason == Reason::TenantLimit);
+    match decoded.last_error.or_else(|| over.then(|| decoded.decoded.rejected.summary())) {
         Some(message) => Err(Failure::new(StatusCode::BAD_REQUEST, message)),
         None => Ok(()),
     }

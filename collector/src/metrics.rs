@@ -16,11 +16,29 @@ pub enum Protocol {
     Loki,
     Ndjson,
     RemoteWrite,
+    /// Exported rows coming back.
+    Import,
 }
 
 impl Protocol {
-    const ALL: [Protocol; 5] =
-        [Protocol::OtlpHttp, Protocol::OtlpGrpc, Protocol::Loki, Protocol::Ndjson, Protocol::RemoteWrite];
+    const ALL: [Protocol; 6] = [
+        Protocol::OtlpHttp,
+        Protocol::OtlpGrpc,
+        Protocol::Loki,
+        Protocol::Ndjson,
+        Protocol::RemoteWrite,
+        Protocol::Import,
+    ];
+
+    /// What a sender is told that shall send later: Prometheus drops what is answered 429, the others wait.
+    pub(crate) const fn rate_limited(self) -> StatusCode {
+        match self {
+            Protocol::OtlpHttp | Protocol::OtlpGrpc | Protocol::Loki | Protocol::Ndjson | Protocol::Import => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Protocol::RemoteWrite => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
 
     const fn name(self) -> &'static str {
         match self {
@@ -29,6 +47,7 @@ impl Protocol {
             Protocol::Loki => "loki",
             Protocol::Ndjson => "ndjson",
             Protocol::RemoteWrite => "remote_write",
+            Protocol::Import => "import",
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     ndjson, otlp,
     remote_write::{self, FamilyMemory},
     reply::Failure,
+    tenants::Tenants,
 };
 
 /// What the push endpoints are told.
@@ -38,6 +39,8 @@ pub struct PushConfig {
     /// A body that brings nothing for so long is given up.
     pub body_idle_max: Duration,
     pub metrics: Arc<IngestMetrics>,
+    /// What each tenant may push.
+    pub tenants: Arc<Tenants>,
 }
 
 impl Default for PushConfig {
@@ -48,6 +51,7 @@ impl Default for PushConfig {
             admission_wait: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(30),
             metrics: Arc::default(),
+            tenants: Arc::default(),
         }
     }
 }
@@ -66,6 +70,7 @@ pub fn push_and_grpc_routers(config: PushConfig, out: Output) -> (Router, Router
 pub(crate) fn routes(push: Arc<Push>) -> Router {
     Router::new()
         .route("/ingest/ndjson", post(ndjson::push))
+        .route("/api/v1/import", post(ndjson::import))
         .route("/loki/api/v1/push", post(loki_push::push))
         .route("/api/prom/push", post(loki_push::push))
         .route("/api/v1/write", post(remote_write::push))
@@ -230,7 +235,8 @@ impl Push {
         blocking(move || decode(compress::inflate_doubtful(encoding, body, cap)?, &limits, now)).await
     }
 
-    /// Hands all batches over and waits until each is acknowledged.
+    /// Hands all batches over and waits until each is acknowledged, within what the tenant may push: rows beyond its
+    /// streams or series are moved to `decoded.rejected`.
     /// `batch_id`: the sender's; each batch of a split request gets its own, the same for the same request.
     pub async fn deliver(
         &self,
@@ -239,6 +245,7 @@ impl Push {
         decoded: &mut Decoded,
         batch_id: Option<[u8; 16]>,
     ) -> Result<(), Failure> {
+        self.config.tenants.admit(protocol, &tenant, decoded)?;
         self.metrics().rejected(protocol, &decoded.rejected);
         let mut fates = Vec::with_capacity(decoded.batches.len());
         for (i, data) in decoded.batches.drain(..).enumerate() {

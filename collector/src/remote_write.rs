@@ -15,6 +15,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pipeline::codec::{
+    Reason,
     compress::Encoding,
     remote_write::{self, Families, Version},
 };
@@ -144,8 +145,15 @@ async fn take(
         tracing::debug!(refused = write.decoded.rejected.total(), first = %first.message, "remote write: points refused");
     }
     push.deliver(Protocol::RemoteWrite, tenant, &mut write.decoded, batch_id(headers)).await?;
-    let (samples, histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
-    Ok(Written { samples, histograms, exemplars, error: write.error })
+    let (mut samples, mut histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
+    let rejected = &write.decoded.rejected;
+    let over = rejected.by_reason().find(|(reason, _)| *reason == Reason::TenantLimit).map_or(0, |(_, n)| n);
+    // Points of series beyond the tenant's limit, of whatever kind: never more written than were.
+    let rest = over.saturating_sub(samples);
+    samples = samples.saturating_sub(over);
+    histograms = histograms.saturating_sub(rest);
+    let error = write.error.or_else(|| (over > 0).then(|| rejected.summary()));
+    Ok(Written { samples, histograms, exemplars, error })
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Every bound of a query, with its reason. [`Limits`] are those an operator may change.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use storage::model::TenantId;
 
 /// Points a range query may ask for per series: `(end - start) / step`. Source: Prometheus.
 pub const POINTS_PER_SERIES_MAX: i64 = 11_000;
@@ -26,6 +28,69 @@ pub struct Limits {
     pub lookback: Duration,
     /// Queries that run at the same time; the rest waits.
     pub concurrent_max: usize,
+    /// What single tenants may do less than everyone.
+    pub tenants: Arc<ByTenant>,
+}
+
+/// Bounds of one tenant's queries. `None`: those of everyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Longest time from the first to the last moment that a query reads.
+    pub range_max: Option<Duration>,
+    pub series_max: Option<usize>,
+    pub samples_max: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ByTenant {
+    /// Of tenants that are not named.
+    pub defaults: TenantLimits,
+    pub named: HashMap<TenantId, TenantLimits>,
+}
+
+impl ByTenant {
+    pub fn of(&self, tenant: &TenantId) -> &TenantLimits {
+        self.named.get(tenant).unwrap_or(&self.defaults)
+    }
+}
+
+impl Limits {
+    /// Series that one query of this tenant may select.
+    pub fn series_of(&self, tenant: &TenantId) -> usize {
+        self.tenants.of(tenant).series_max.map_or(self.series_max, |n| n.min(self.series_max))
+    }
+
+    /// Samples that one query of this tenant may hold.
+    pub fn samples_of(&self, tenant: &TenantId) -> usize {
+        self.tenants.of(tenant).samples_max.map_or(self.samples_max, |n| n.min(self.samples_max))
+    }
+}
+
+impl TenantLimits {
+    /// Whether a query may read so many nanoseconds; if not, the reason, which names the limit.
+    pub fn check_range(&self, nanos: i64) -> Result<(), String> {
+        let length = Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
+        match self.range_max {
+            Some(limit) if length > limit => Err(format!(
+                "the query time range exceeds the limit of this tenant (query length: {}, limit: {})",
+                written(length),
+                written(limit)
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `1d2h3m4s`, whole seconds.
+fn written(length: Duration) -> String {
+    let s = length.as_secs();
+    let mut out = String::new();
+    for (n, unit) in [(s / 86_400, "d"), (s / 3600 % 24, "h"), (s / 60 % 60, "m"), (s % 60, "s")] {
+        if n > 0 {
+            out.push_str(&format!("{n}{unit}"));
+        }
+    }
+    if out.is_empty() { "0s".to_owned() } else { out }
 }
 
 impl Default for Limits {
@@ -36,6 +101,31 @@ impl Default for Limits {
             timeout: Duration::from_secs(120),
             lookback: Duration::from_secs(300),
             concurrent_max: 20,
+            tenants: Arc::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_tenant_has_its_own_bounds_and_never_more_than_everyone() {
+        let named = TenantId::parse("small").unwrap();
+        let small = TenantLimits {
+            range_max: Some(Duration::from_secs(3600)),
+            series_max: Some(10),
+            samples_max: Some(usize::MAX),
+        };
+        let tenants = ByTenant { named: HashMap::from([(named.clone(), small)]), ..ByTenant::default() };
+        let limits = Limits { tenants: Arc::new(tenants), ..Limits::default() };
+        let other = TenantId::default_tenant();
+        assert_eq!((limits.series_of(&named), limits.series_of(&other)), (10, 1_000_000));
+        assert_eq!(limits.samples_of(&named), limits.samples_max);
+        assert!(limits.tenants.of(&other).check_range(i64::MAX).is_ok());
+        assert!(limits.tenants.of(&named).check_range(3_600_000_000_000).is_ok());
+        let why = limits.tenants.of(&named).check_range(90_061_000_000_000).unwrap_err();
+        assert!(why.contains("query length: 1d1h1m1s, limit: 1h"), "{why}");
     }
 }

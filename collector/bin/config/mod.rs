@@ -4,6 +4,7 @@
 //! error of the file at once.
 
 pub mod check;
+pub mod tenants;
 pub mod units;
 pub mod yaml;
 
@@ -33,7 +34,7 @@ use self::{
     units::{Bytes, Fsync, Span},
     yaml::Document,
 };
-use crate::cli::ServeArgs;
+use crate::{cli::ServeArgs, telemetry::Settings};
 
 /// Every source that can be configured by name. The push protocols, container logs and host metrics need no entry.
 #[derive(Debug, Deserialize)]
@@ -58,6 +59,8 @@ struct File {
     log_level: Option<String>,
     retention: Vec<FileRetention>,
     limits: FileLimits,
+    tenants: tenants::Section,
+    telemetry: FileTelemetry,
     storage: FileStorage,
     sources: BTreeMap<String, serde_json::Value>,
     transforms: BTreeMap<String, serde_json::Value>,
@@ -93,6 +96,19 @@ struct FileStorage {
     promote: Vec<String>,
 }
 
+/// Our own logs, metrics and traces.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileTelemetry {
+    enabled: Option<bool>,
+    /// Between two readings of our metrics; 15s by default.
+    interval: Option<Span>,
+    /// Whose tables they rest in; `sightline` by default.
+    tenant: Option<String>,
+    /// Share of requests without a `traceparent` that are traced, 0 to 1; 0.01 by default.
+    trace_sample_ratio: Option<f64>,
+}
+
 /// How long rows are kept.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +135,8 @@ pub struct Config {
     pub inflated_bytes_max: Option<usize>,
     pub future_max: Option<Duration>,
     pub past_max: Option<Duration>,
+    pub tenants: tenants::Checked,
+    pub telemetry: Settings,
     pub sources: BTreeMap<String, SourceConfig>,
     /// Names that transforms and sinks take from.
     pub named_inputs: BTreeSet<String>,
@@ -220,7 +238,10 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     let file: File = check::read(document, "", &document.value, problems)?;
     let at = |path: &str, message: String| Problem { place: document.place(path), path: path.to_owned(), message };
     let mut found = Vec::new();
-    let retention = retention(&file.retention, &mut |path, message| found.push(at(path, message)));
+    let mut retention = retention(&file.retention, &mut |path, message| found.push(at(path, message)));
+    let tenants = tenants::check(&file.tenants, &mut retention, &mut |path, message| found.push(at(path, message)));
+    let mut telemetry = telemetry(&file.telemetry, &mut |path, message| found.push(at(path, message)));
+    telemetry.enabled = args.telemetry.unwrap_or(telemetry.enabled);
     let log_level = args.log_level.clone().or(file.log_level.clone()).unwrap_or_else(|| "warn".into());
     if let Err(e) = crate::telemetry::filter(&log_level) {
         found.push(at("log_level", e));
@@ -283,11 +304,16 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         inflated_bytes_max: file.limits.inflated_bytes.and_then(|b| usize::try_from(b.0).ok()),
         future_max: file.limits.future.map(|s| s.0),
         past_max: file.limits.past.map(|s| s.0),
+        tenants,
+        telemetry,
         sources,
         named_inputs,
         pipeline,
     })
 }
+
+/// Least time between two readings of our own metrics: each makes a few hundred rows.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Least memory the store works in.
 const MEMORY_MIN: usize = 64 << 20;
@@ -395,6 +421,29 @@ fn wiring(
             })
             .collect(),
     }
+}
+
+fn telemetry(file: &FileTelemetry, problem: &mut dyn FnMut(&str, String)) -> Settings {
+    let mut out = Settings::default();
+    out.enabled = file.enabled.unwrap_or(out.enabled);
+    match file.interval {
+        Some(Span(interval)) if interval < INTERVAL_MIN => {
+            problem("telemetry.interval", format!("expected at least {INTERVAL_MIN:?}"));
+        }
+        Some(Span(interval)) => out.interval = interval,
+        None => {}
+    }
+    match file.tenant.as_deref().map(TenantId::parse) {
+        Some(Ok(tenant)) => out.tenant = tenant,
+        Some(Err(e)) => problem("telemetry.tenant", e.to_string()),
+        None => {}
+    }
+    match file.trace_sample_ratio {
+        Some(ratio) if (0.0..=1.0).contains(&ratio) => out.trace_sample_ratio = ratio,
+        Some(_) => problem("telemetry.trace_sample_ratio", "expected 0 to 1".to_owned()),
+        None => {}
+    }
+    out
 }
 
 fn retention(rules: &[FileRetention], problem: &mut dyn FnMut(&str, String)) -> Retention {

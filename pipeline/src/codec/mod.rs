@@ -13,6 +13,7 @@ pub mod otlp;
 pub mod outcome;
 mod raw_cache;
 pub mod remote_write;
+pub mod rows;
 pub mod stream;
 
 pub use limits::Limits;

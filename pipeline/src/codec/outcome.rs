@@ -21,10 +21,12 @@ pub enum Reason {
     InvalidSpanId,
     InvalidMetric,
     Temporality,
+    /// Its tenant has as many streams or series as it may.
+    TenantLimit,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::Malformed,
         Reason::InvalidUtf8,
         Reason::InvalidTime,
@@ -41,6 +43,7 @@ impl Reason {
         Reason::InvalidSpanId,
         Reason::InvalidMetric,
         Reason::Temporality,
+        Reason::TenantLimit,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Reason {
             Reason::InvalidSpanId => "invalid_span_id",
             Reason::InvalidMetric => "invalid_metric",
             Reason::Temporality => "temporality",
+            Reason::TenantLimit => "tenant_limit",
         }
     }
 }

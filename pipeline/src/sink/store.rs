@@ -148,7 +148,8 @@ impl StoreSink {
     }
 }
 
-fn to_append(batch: Batch) -> Append {
+/// A batch as the store takes it.
+pub fn to_append(batch: Batch) -> Append {
     let mut rows = Vec::new();
     push_rows(&mut rows, batch.data);
     Append { tenant: batch.tenant, rows, sources: batch.sources, batch_id: batch.batch_id }

@@ -2,6 +2,7 @@
 
 pub mod encode;
 pub mod envelope;
+pub mod export;
 pub mod loki;
 pub mod params;
 pub mod prometheus;

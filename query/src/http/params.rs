@@ -97,9 +97,8 @@ pub fn invalid(name: &str, why: &str) -> QueryError {
 
 /// The tenant that `X-Scope-OrgID` names, or the default one.
 pub fn tenant(headers: &HeaderMap) -> Result<TenantId, QueryError> {
-    let Some(value) = headers.get("x-scope-orgid") else { return Ok(TenantId::default()) };
-    let text = value.to_str().map_err(|_| QueryError::BadData("header X-Scope-OrgID is not text".into()))?;
-    TenantId::parse(text).map_err(|e| QueryError::BadData(format!("header X-Scope-OrgID: {e}")))
+    TenantId::named(headers.get_all("x-scope-orgid").iter().map(|v| v.as_bytes()))
+        .map_err(|e| QueryError::BadData(format!("header X-Scope-OrgID: {e}")))
 }
 
 /// Unix seconds with a fraction, or RFC 3339, in ms.

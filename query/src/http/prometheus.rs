@@ -246,11 +246,11 @@ async fn find(
     for matchers in matches {
         out.extend(fetch::series(&api.store, tenant, matchers, range).await?);
     }
-    if out.len() > api.limits.series_max {
+    let series_max = api.limits.series_of(tenant);
+    if out.len() > series_max {
         return Err(QueryError::Execution(format!(
-            "request selects {} series, more than the limit of {} series; add matchers",
-            out.len(),
-            api.limits.series_max
+            "request selects {} series, more than the limit of {series_max} series; add matchers",
+            out.len()
         )));
     }
     if matches.len() > 1 {
@@ -414,7 +414,7 @@ async fn exemplars(api: Api, request: Request) -> Answer {
     let found = find(&api, &tenant, &selectors, Some(TimeRange::ALL)).await?;
     let ids: Arc<[i64]> = found.iter().map(|s| s.id).collect();
     let mut by_series: BTreeMap<i64, Vec<(i64, String)>> = BTreeMap::new();
-    let mut left = api.limits.samples_max;
+    let mut left = api.limits.samples_of(&tenant);
     let request = ScanRequest::new(tenant, Table::MetricExemplars, range).selector(Selector::Ids(ids));
     let mut stream = api.store.scan(request).await?;
     while let Some(batch) = stream.next().await {

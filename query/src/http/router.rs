@@ -3,7 +3,7 @@
 use axum::Router;
 use storage::Store;
 
-use super::{loki, prometheus, prometheus_admin, tempo};
+use super::{export, loki, prometheus, prometheus_admin, tempo};
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
@@ -22,7 +22,8 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
     let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()))
         .merge(prometheus_admin::router(store.clone()));
-    let loki = loki::routes(store.clone());
+    let loki = loki::routes_within(store.clone(), config.limits.clone());
+    let export = export::router(store.clone(), config.limits.clone());
     let tempo = tempo::router(tempo::Api::new(store));
     Router::new()
         .nest("/api/v1", prometheus.clone())
@@ -30,4 +31,5 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
         .merge(tempo.clone())
         .nest("/tempo", tempo)
         .merge(loki)
+        .merge(export)
 }

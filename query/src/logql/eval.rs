@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use storage::{
     ScanStats, Store,
-    model::{Labels, TenantId},
+    model::{Labels, TenantId, TimeRange},
 };
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     range::{self, GroupBy, Steps},
     vector::{self, Sample, Series},
 };
+use crate::limits::TenantLimits;
 
 /// Where a query runs, until when, and what it cost.
 pub struct Context {
@@ -31,6 +32,8 @@ pub struct Context {
     /// Set when nobody waits for the answer.
     pub cancelled: Arc<AtomicBool>,
     pub deadline: Instant,
+    /// Of this tenant.
+    bounds: TenantLimits,
     scans: Mutex<Vec<Arc<ScanStats>>>,
 }
 
@@ -41,8 +44,21 @@ impl Context {
             tenant,
             cancelled: Arc::new(AtomicBool::new(false)),
             deadline,
+            bounds: TenantLimits::default(),
             scans: Mutex::new(Vec::new()),
         }
+    }
+
+    /// With the bounds of its tenant.
+    pub fn within(mut self, bounds: &TenantLimits) -> Self {
+        self.bounds = bounds.clone();
+        self
+    }
+
+    /// Errors when the tenant may not read so much time at once.
+    pub fn check_range(&self, range: TimeRange) -> Result<(), QueryError> {
+        let nanos = range.end().nanos().saturating_sub(range.start().nanos());
+        self.bounds.check_range(nanos).map_err(QueryError::Invalid)
     }
 
     /// Remembers the statistics of a scan.
@@ -79,7 +95,7 @@ pub async fn instant(ctx: &Context, metric: &Metric, time: i64) -> Result<Value,
     match evaluate(ctx, metric, Steps::instant(time)).await? {
         Partial::Scalar(v) => Ok(Value::Scalar(v)),
         Partial::Series(series) => {
-            limit(&series)?;
+            limit(ctx, &series)?;
             let ordered = is_ordered(metric);
             let mut out: Vec<Sample> = series
                 .into_iter()
@@ -99,16 +115,16 @@ pub async fn range_query(ctx: &Context, metric: &Metric, steps: Steps) -> Result
         Partial::Scalar(v) => vec![constant(v, steps)],
         Partial::Series(s) => s,
     };
-    limit(&series)?;
+    limit(ctx, &series)?;
     series.sort_by(|a, b| a.labels.cmp(&b.labels));
     Ok(Value::Matrix(series))
 }
 
-fn limit(series: &[Series]) -> Result<(), QueryError> {
-    if series.len() > limits::SERIES_MAX {
+fn limit(ctx: &Context, series: &[Series]) -> Result<(), QueryError> {
+    let max = ctx.bounds.series_max.map_or(limits::SERIES_MAX, |n| n.min(limits::SERIES_MAX));
+    if series.len() > max {
         return Err(QueryError::Invalid(format!(
-            "maximum number of series ({}) reached for a single query; consider reducing query cardinality by adding more specific stream selectors, reducing the time range, or aggregating results with functions like sum(), count() or topk()",
-            limits::SERIES_MAX
+            "maximum number of series ({max}) reached for a single query; consider reducing query cardinality by adding more specific stream selectors, reducing the time range, or aggregating results with functions like sum(), count() or topk()"
         )));
     }
     Ok(())

@@ -45,6 +45,7 @@ pub struct LogEntry {
 /// Entries in the order of the direction, at most `limit`.
 pub async fn log_query(ctx: &Context, query: &LogQuery, request: LogRequest) -> Result<Vec<LogEntry>, QueryError> {
     let Some(range) = TimeRange::new(Timestamp(request.start), Timestamp(request.end)) else { return Ok(Vec::new()) };
+    ctx.check_range(range)?;
     let streams = ctx.store.streams(&ctx.tenant, &query.matchers, range).await?;
     if streams.is_empty() {
         return Ok(Vec::new());

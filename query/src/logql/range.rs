@@ -213,6 +213,7 @@ async fn counts(
     let start = steps.start.saturating_sub(agg.range).saturating_sub(agg.offset).saturating_add(1);
     let end = steps.last().saturating_sub(agg.offset).saturating_add(1);
     let Some(range) = TimeRange::new(Timestamp(start), Timestamp(end)) else { return Ok(Vec::new()) };
+    ctx.check_range(range)?;
     let streams = ctx.store.streams(&ctx.tenant, &agg.query.matchers, range).await?;
     if streams.is_empty() {
         return Ok(Vec::new());

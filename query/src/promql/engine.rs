@@ -158,7 +158,12 @@ impl Engine {
         let mut needs = Vec::new();
         let last = steps.time(steps.count - 1);
         plan(&expr, (steps.start, last), lookback_ms, &mut needs);
-        let mut budget = fetch::SampleBudget::new(self.limits.samples_max);
+        let bounds = self.limits.tenants.of(tenant);
+        for (_, from, to) in &needs {
+            bounds.check_range(to.saturating_sub(*from).saturating_mul(1_000_000)).map_err(QueryError::Execution)?;
+        }
+        let samples_max = self.limits.samples_of(tenant);
+        let mut budget = fetch::SampleBudget::new(samples_max);
         let mut data = vec![Vec::new(); needs.len()];
         for (selector, from, to) in needs {
             data[selector.id] = fetch::samples(
@@ -166,13 +171,13 @@ impl Engine {
                 tenant,
                 &selector.matchers,
                 (from, to),
-                self.limits.series_max,
+                self.limits.series_of(tenant),
                 &mut budget,
             )
             .await?;
         }
         let samples: usize = data.iter().flatten().map(|s| s.ts.len() + s.histograms.len()).sum();
-        let samples_left = self.limits.samples_max.saturating_sub(samples);
+        let samples_left = samples_max.saturating_sub(samples);
         let drop_type_and_unit = self.options.type_and_unit_labels;
         let query = query.to_owned();
         let started = Instant::now();

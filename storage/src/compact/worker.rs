@@ -8,6 +8,7 @@ use std::{
 };
 
 use arrow::array::RecordBatch;
+use tracing::field::Empty;
 
 use super::{
     merge::{MergeOptions, merge},
@@ -265,6 +266,10 @@ impl Inner {
 
     fn run_job(&self, state: &TableState, job: &Job) -> Result<(), ScanError> {
         let started = Instant::now();
+        let (tenant, table, inputs) = (state.tenant.as_str(), state.table.name(), job.inputs.len());
+        let level = job.level;
+        let span =
+            tracing::info_span!("compact", tenant, table, level, inputs, rows = Empty, bytes = Empty).entered();
         let mut readers = Vec::with_capacity(job.inputs.len());
         for entry in &job.inputs {
             let file = state.catalog.read().file_of(&entry.path);
@@ -304,6 +309,7 @@ impl Inner {
             )));
         }
         let bytes = add.size;
+        span.record("rows", rows_in).record("bytes", bytes);
         self.replace_parts(state, vec![add], &job.inputs, Operation::Compact)?;
         self.metrics.compactions.fetch_add(1, Ordering::Relaxed);
         self.metrics.compaction_rows.fetch_add(rows_in - removed, Ordering::Relaxed);

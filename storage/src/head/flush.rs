@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::field::Empty;
+
 use super::{HeadBatch, HeadRows, merge_run, rows::split_by_bucket};
 use crate::{
     ScanError,
@@ -85,6 +87,8 @@ impl Inner {
         self.reload_if_needed(state, &one)?;
         let prefix = Self::prefix(state, self.config.flush_bytes + self.config.flush_bytes / 4);
         let Some(last_seq) = prefix.last().map(|b| b.last_seq) else { return Ok(false) };
+        let (tenant, table) = (state.tenant.as_str(), state.table.name());
+        let span = tracing::info_span!("flush", tenant, table, rows = Empty, parts = Empty, bytes = Empty).entered();
         let started = Instant::now();
         let mut rows = Vec::with_capacity(prefix.len());
         for batch in &prefix {
@@ -113,6 +117,7 @@ impl Inner {
         }
         drop(rows);
         let written: u64 = adds.iter().map(|a| a.size).sum();
+        span.record("rows", total).record("parts", adds.len()).record("bytes", written);
         {
             let _commit = state.commit.lock();
             let catalog = state.catalog.read().clone();

@@ -20,6 +20,8 @@ pub enum TenantError {
     Character(char),
     #[error("tenant name must not start with a dot")]
     LeadingDot,
+    #[error("a request is for one tenant; send one request for each of several")]
+    Several,
 }
 
 impl TenantId {
@@ -35,6 +37,9 @@ impl TenantId {
         if name.len() > TENANT_BYTES_MAX {
             return Err(TenantError::TooLong);
         }
+        if name.contains('|') {
+            return Err(TenantError::Several);
+        }
         if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "!._*'()-".contains(*c))) {
             return Err(TenantError::Character(c));
         }
@@ -42,6 +47,24 @@ impl TenantId {
             return Err(TenantError::LeadingDot);
         }
         Ok(TenantId(Arc::from(name)))
+    }
+
+    /// The tenant that a request's headers of that purpose name: the default one when there is none or an empty one.
+    /// Two headers that differ are refused, because what stands in front of us may have looked at the other one.
+    pub fn named<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, TenantError> {
+        let mut named: Option<Self> = None;
+        for value in values {
+            let tenant = match std::str::from_utf8(value) {
+                Ok("") => Self::default_tenant(),
+                Ok(name) => Self::parse(name)?,
+                Err(_) => return Err(TenantError::Character(char::REPLACEMENT_CHARACTER)),
+            };
+            match &named {
+                Some(other) if *other != tenant => return Err(TenantError::Several),
+                _ => named = Some(tenant),
+            }
+        }
+        Ok(named.unwrap_or_default())
     }
 
     pub fn as_str(&self) -> &str {
@@ -64,6 +87,18 @@ impl fmt::Display for TenantId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_for_one_tenant() {
+        let named = |values: &[&str]| TenantId::named(values.iter().map(|v| v.as_bytes()));
+        assert_eq!(named(&[]).unwrap(), TenantId::default_tenant());
+        assert_eq!(named(&[""]).unwrap(), TenantId::default_tenant());
+        assert_eq!(named(&["a", "a"]).unwrap().as_str(), "a");
+        for bad in [&["a", "b"][..], &["a|b"], &["a", ""], &["|"]] {
+            assert_eq!(named(bad), Err(TenantError::Several), "{bad:?}");
+        }
+        assert!(TenantId::named([&b"\xff"[..]]).is_err());
+    }
 
     #[test]
     fn a_name_cannot_become_a_path() {

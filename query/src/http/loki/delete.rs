@@ -43,7 +43,7 @@ struct Deletes {
 
 /// `api` without the slots of queries: a delete is no reason for queries to wait.
 pub(super) fn routes(store: Store) -> Router {
-    let api = Api { store, slots: Arc::new(Semaphore::new(DELETES_MAX)) };
+    let api = Api { store, limits: Arc::default(), slots: Arc::new(Semaphore::new(DELETES_MAX)) };
     Router::new()
         .route("/loki/api/v1/delete", post(delete).put(delete).get(list).delete(cancel))
         .with_state(Deletes { api, log: Arc::default() })

@@ -38,6 +38,7 @@ impl Api {
     ) -> Result<(Vec<(Arc<Labels>, Held)>, encode::Cost), Failure> {
         self.run(tenant, move |ctx| {
             Box::pin(async move {
+                ctx.check_range(range)?;
                 let streams = ctx.store.streams(&ctx.tenant, &matchers, range).await?;
                 if streams.is_empty() {
                     return Ok(Vec::new());

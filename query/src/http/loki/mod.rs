@@ -31,7 +31,11 @@ use storage::{
 use tokio::sync::Semaphore;
 
 use self::{encode::Cost, params::Params};
-use crate::logql::{self, Context, LogRequest, QueryError, Steps, Value, ast::Expr};
+use super::params::tenant;
+use crate::{
+    limits::Limits,
+    logql::{self, Context, LogRequest, QueryError, Steps, Value, ast::Expr},
+};
 
 /// Queries evaluated at a time; more wait.
 const QUERIES_MAX: usize = 16;
@@ -47,13 +51,19 @@ const LIMIT_DEFAULT: usize = 100;
 #[derive(Clone)]
 struct Api {
     store: Store,
+    limits: Arc<Limits>,
     slots: Arc<Semaphore>,
 }
 
-/// The routes, paths included.
+/// The routes, paths included, with no limits but our own.
 pub fn routes(store: Store) -> Router {
+    routes_within(store, Limits::default())
+}
+
+/// The routes, paths included. Of `limits` those of the tenants count; LogQL has its own for everyone.
+pub fn routes_within(store: Store, limits: Limits) -> Router {
     let deletes = delete::routes(store.clone());
-    let api = Api { store, slots: Arc::new(Semaphore::new(QUERIES_MAX)) };
+    let api = Api { store, limits: Arc::new(limits), slots: Arc::new(Semaphore::new(QUERIES_MAX)) };
     Router::new()
         .route("/loki/api/v1/query_range", get(query_range).post(query_range))
         .route("/loki/api/v1/query", get(query).post(query))
@@ -127,12 +137,7 @@ fn json(body: String) -> Response {
 /// Tenant and parameters of a request.
 async fn read(request: Request) -> Result<(TenantId, Params, HeaderMap), Failure> {
     let (parts, body) = request.into_parts();
-    let tenant = match parts.headers.get("x-scope-orgid").map(|v| v.to_str()) {
-        None => TenantId::default_tenant(),
-        Some(Ok("")) => TenantId::default_tenant(),
-        Some(Ok(name)) => TenantId::parse(name).map_err(|e| Failure::bad(e.to_string()))?,
-        Some(Err(_)) => return Err(Failure::bad("X-Scope-OrgID is not text")),
-    };
+    let tenant = tenant(&parts.headers).map_err(|e| Failure::bad(e.to_string()))?;
     let form = if parts.method == Method::POST { form(body).await? } else { String::new() };
     Ok((tenant, Params::parse(parts.uri.query().unwrap_or(""), &form), parts.headers))
 }
@@ -155,7 +160,8 @@ impl Api {
     ) -> Result<(T, Cost), Failure> {
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Failure::bad("the server is closing"))?;
         let began = Instant::now();
-        let ctx = Context::new(self.store.clone(), tenant, began + QUERY_TIMEOUT);
+        let bounds = self.limits.tenants.of(&tenant).clone();
+        let ctx = Context::new(self.store.clone(), tenant, began + QUERY_TIMEOUT).within(&bounds);
         let flag = ctx.cancelled.clone();
         let guard = CancelOnDrop(flag);
         let handle = tokio::runtime::Handle::current();

@@ -1,0 +1,471 @@
+//! No tenant sees another's data, through any route there is.
+//!
+//! The routes are taken from the router that is served, so that a new one without a line in [`cases`] fails the first
+//! test. Two tenants hold data that differ in every text; what one is told must not hold a byte of the other's.
+
+use std::{
+    collections::BTreeSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{Router, body::Body};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
+use storage::model::{Labels, MetricBatchBuilder, batch::SeriesMeta};
+use tower::ServiceExt as _;
+
+use crate::{
+    app::{self, App},
+    cli::ServeArgs,
+    config::Config,
+};
+
+/// Each tenant's own text: part of every line, label, metric and span name it pushes.
+const TENANTS: [&str; 2] = ["alphaonly", "bravoonly"];
+
+/// How a route is asked. `{T}` in a text becomes the tenant's own text, `{ID}` the id of its trace, `{NOW}` seconds.
+enum Case {
+    /// Answers with data of the tenant that asks: its own text must come back, that of the other never.
+    Read { url: &'static str, body: Option<(&'static str, &'static str)> },
+    /// Takes data: what one tenant pushes there the other cannot find. Content type, body, and where it is found.
+    Write { url: &'static str, kind: &'static str, body: fn(&str, u128) -> Vec<u8>, signal: Signal },
+    /// Deletes: what one tenant asks for there leaves the other's data alone. Asked by POST.
+    Delete { url: &'static str, signal: Signal },
+    /// Works on the whole store for whoever runs it and answers with numbers alone; not asked here.
+    Operator,
+    /// Answers the same to everyone: there is no tenant's data in it.
+    Same { url: &'static str },
+}
+
+#[derive(Clone, Copy)]
+enum Signal {
+    Logs,
+    Metrics,
+    Traces,
+}
+
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+
+fn read(url: &'static str) -> Case {
+    Case::Read { url, body: None }
+}
+
+fn form(url: &'static str, body: &'static str) -> Case {
+    Case::Read { url, body: Some((FORM, body)) }
+}
+
+fn otlp(url: &'static str, signal: Signal) -> Case {
+    let body = match signal {
+        Signal::Logs => otlp_logs,
+        Signal::Metrics => otlp_metrics,
+        Signal::Traces => otlp_traces,
+    };
+    Case::Write { url, kind: JSON, body, signal }
+}
+
+/// Route as it is registered, and how it is asked.
+fn cases() -> Vec<(&'static str, Vec<Case>)> {
+    use Case::{Same, Write};
+    let same = |url| vec![Same { url }];
+    let both = |url: &'static str, body: &'static str| vec![form(url, body)];
+    let mut out = vec![
+        ("/", same("/")),
+        ("/ready", same("/ready")),
+        ("/-/ready", same("/-/ready")),
+        ("/healthz", same("/healthz")),
+        ("/-/healthy", same("/-/healthy")),
+        ("/metrics", same("/metrics")),
+        (
+            "/ingest/ndjson",
+            vec![Write {
+                url: "/ingest/ndjson?time_field=t&message_field=m&stream_fields=app",
+                kind: "application/x-ndjson",
+                body: |t, now| format!("{{\"t\":{now},\"app\":\"{t}\",\"m\":\"{t} line\"}}\n").into_bytes(),
+                signal: Signal::Logs,
+            }],
+        ),
+        (
+            "/api/v1/import",
+            vec![Write {
+                url: "/api/v1/import",
+                kind: "application/x-ndjson",
+                body: |t, now| {
+                    format!("{{\"row\":\"log\",\"ts\":{now},\"stream_labels\":{{\"service_name\":\"{t}\"}},\"body\":\"{t} line\"}}\n")
+                        .into_bytes()
+                },
+                signal: Signal::Logs,
+            }],
+        ),
+        (
+            "/api/v1/export",
+            ["logs", "traces", "metrics", "samples&format=arrow"]
+                .map(|signal| read(Box::leak(format!("/api/v1/export?signal={signal}").into_boxed_str())))
+                .into(),
+        ),
+        ("/v1/logs", vec![otlp("/v1/logs", Signal::Logs)]),
+        ("/otlp/v1/logs", vec![otlp("/otlp/v1/logs", Signal::Logs)]),
+        ("/v1/metrics", vec![otlp("/v1/metrics", Signal::Metrics)]),
+        ("/otlp/v1/metrics", vec![otlp("/otlp/v1/metrics", Signal::Metrics)]),
+        ("/api/v1/otlp/v1/metrics", vec![otlp("/api/v1/otlp/v1/metrics", Signal::Metrics)]),
+        ("/v1/traces", vec![otlp("/v1/traces", Signal::Traces)]),
+        ("/otlp/v1/traces", vec![otlp("/otlp/v1/traces", Signal::Traces)]),
+        ("/api/v1/write", vec![remote_write("/api/v1/write")]),
+        ("/prometheus/api/v1/write", vec![remote_write("/prometheus/api/v1/write")]),
+        ("/loki/api/v1/push", vec![loki_push("/loki/api/v1/push")]),
+        ("/api/prom/push", vec![loki_push("/api/prom/push")]),
+        (
+            "/loki/api/v1/query_range",
+            vec![
+                read("/loki/api/v1/query_range?query={service_name=~%22.%2B%22}"),
+                form(
+                    "/loki/api/v1/query_range",
+                    "query=sum by (service_name) (count_over_time({service_name%3D~%22.%2B%22}[1h]))",
+                ),
+            ],
+        ),
+        (
+            "/loki/api/v1/query",
+            vec![read(
+                "/loki/api/v1/query?query=sum%20by%20(service_name)(count_over_time({service_name=~%22.%2B%22}[1h]))",
+            )],
+        ),
+        ("/loki/api/v1/labels", vec![read("/loki/api/v1/labels")]),
+        ("/loki/api/v1/label", vec![read("/loki/api/v1/label")]),
+        ("/loki/api/v1/label/{name}/values", vec![read("/loki/api/v1/label/service_name/values")]),
+        ("/loki/api/v1/series", both("/loki/api/v1/series", "match[]={service_name%3D~%22.%2B%22}")),
+        ("/loki/api/v1/index/stats", same("/loki/api/v1/index/stats?query={service_name=~%22.%2Bonly%22}")),
+        ("/loki/api/v1/index/volume", vec![read("/loki/api/v1/index/volume?query={service_name=~%22.%2B%22}")]),
+        (
+            "/loki/api/v1/index/volume_range",
+            vec![read("/loki/api/v1/index/volume_range?query={service_name=~%22.%2B%22}")],
+        ),
+        (
+            "/loki/api/v1/delete",
+            vec![
+                Case::Delete {
+                    url: "/loki/api/v1/delete?query={service_name=%22{T}%22}&start=0",
+                    signal: Signal::Logs,
+                },
+                // The list of what was deleted: the case above named each tenant's own text.
+                read("/loki/api/v1/delete"),
+            ],
+        ),
+        ("/api/v1/backup", vec![Case::Operator]),
+        ("/loki/api/v1/drilldown-limits", same("/loki/api/v1/drilldown-limits")),
+        ("/loki/api/v1/format_query", same("/loki/api/v1/format_query?query={a=%22b%22}")),
+        ("/loki/api/v1/status/buildinfo", same("/loki/api/v1/status/buildinfo")),
+    ];
+    macro_rules! prometheus {
+        ($($route:literal => $cases:expr),* $(,)?) => {$(
+            out.push((concat!("/api/v1", $route), $cases("/api/v1")));
+            out.push((concat!("/prometheus/api/v1", $route), $cases("/prometheus/api/v1")));
+        )*};
+    }
+    let at = |base: &str, rest: &str| -> &'static str { Box::leak(format!("{base}{rest}").into_boxed_str()) };
+    prometheus! {
+        "/query" => |b| vec![
+            read(at(b, "/query?query={__name__=~%22.%2Bonly.*%22}")),
+            form(at(b, "/query"), "query=count%20by%20(__name__)({__name__%3D~%22.%2B%22})"),
+        ],
+        "/query_range" => |b| vec![read(at(b, "/query_range?query={__name__=~%22.%2Bonly.*%22}&start={NOW}&end={NOW}&step=15"))],
+        "/series" => |b| vec![read(at(b, "/series?match[]={__name__=~%22.%2B%22}"))],
+        "/labels" => |b| vec![read(at(b, "/labels"))],
+        "/label/{name}/values" => |b| vec![read(at(b, "/label/__name__/values"))],
+        "/metadata" => |b| vec![read(at(b, "/metadata"))],
+        "/query_exemplars" => |b| vec![Same { url: at(b, "/query_exemplars?query={__name__=~%22.%2B%22}&start=0&end={NOW}") }],
+        "/admin/tsdb/delete_series" => |b| vec![Case::Delete {
+            url: at(b, "/admin/tsdb/delete_series?match[]={T}"),
+            signal: Signal::Metrics,
+        }],
+        "/admin/tsdb/clean_tombstones" => |_| vec![Case::Operator],
+        "/status/buildinfo" => |b| same(at(b, "/status/buildinfo")),
+        "/status/flags" => |b| same(at(b, "/status/flags")),
+        "/status/config" => |b| same(at(b, "/status/config")),
+        "/status/runtimeinfo" => |b| same(at(b, "/status/runtimeinfo")),
+        "/rules" => |b| same(at(b, "/rules")),
+        "/alerts" => |b| same(at(b, "/alerts")),
+        "/targets" => |b| same(at(b, "/targets")),
+        "/targets/metadata" => |b| same(at(b, "/targets/metadata")),
+        "/scrape_pools" => |b| same(at(b, "/scrape_pools")),
+        "/alertmanagers" => |b| same(at(b, "/alertmanagers")),
+    }
+    macro_rules! tempo {
+        ($($route:literal => $cases:expr),* $(,)?) => {$(
+            out.push(($route, $cases("")));
+            out.push((concat!("/tempo", $route), $cases("/tempo")));
+        )*};
+    }
+    tempo! {
+        "/api/traces/{id}" => |b| vec![read(at(b, "/api/traces/{ID}"))],
+        "/api/v2/traces/{id}" => |b| vec![read(at(b, "/api/v2/traces/{ID}"))],
+        "/api/echo" => |b| same(at(b, "/api/echo")),
+        "/api/status/buildinfo" => |b| same(at(b, "/api/status/buildinfo")),
+    }
+    out
+}
+
+fn loki_push(url: &'static str) -> Case {
+    Case::Write {
+        url,
+        kind: JSON,
+        body: |t, now| {
+            format!(
+                "{{\"streams\":[{{\"stream\":{{\"app\":\"{t}\",\"label_{t}\":\"x\"}},\"values\":[[\"{now}\",\"{t} line\"]]}}]}}"
+            )
+            .into_bytes()
+        },
+        signal: Signal::Logs,
+    }
+}
+
+fn remote_write(url: &'static str) -> Case {
+    Case::Write {
+        url,
+        kind: "application/x-protobuf",
+        body: |t, now| {
+            let mut builder = MetricBatchBuilder::new();
+            let id = builder.series(&Labels::from_pairs([("__name__", t)]), SeriesMeta::default());
+            builder.sample(id, (now / 1_000_000) as i64, None, 1.0);
+            let plain = pipeline::codec::remote_write::encode_v1(&builder.finish());
+            snap::raw::Encoder::new().compress_vec(&plain).expect("it is small")
+        },
+        signal: Signal::Metrics,
+    }
+}
+
+fn resource(t: &str) -> String {
+    format!("\"resource\":{{\"attributes\":[{{\"key\":\"service.name\",\"value\":{{\"stringValue\":\"{t}\"}}}}]}}")
+}
+
+fn otlp_logs(t: &str, now: u128) -> Vec<u8> {
+    let r = resource(t);
+    format!("{{\"resourceLogs\":[{{{r},\"scopeLogs\":[{{\"logRecords\":[{{\"timeUnixNano\":\"{now}\",\"body\":{{\"stringValue\":\"{t} line\"}}}}]}}]}}]}}").into_bytes()
+}
+
+fn otlp_metrics(t: &str, now: u128) -> Vec<u8> {
+    let r = resource(t);
+    format!("{{\"resourceMetrics\":[{{{r},\"scopeMetrics\":[{{\"metrics\":[{{\"name\":\"{t}\",\"description\":\"{t}\",\"gauge\":{{\"dataPoints\":[{{\"timeUnixNano\":\"{now}\",\"asDouble\":1,\"attributes\":[{{\"key\":\"label_{t}\",\"value\":{{\"stringValue\":\"x\"}}}}]}}]}}}}]}}]}}]}}").into_bytes()
+}
+
+fn otlp_traces(t: &str, now: u128) -> Vec<u8> {
+    let (r, id) = (resource(t), trace_id(t));
+    format!("{{\"resourceSpans\":[{{{r},\"scopeSpans\":[{{\"spans\":[{{\"traceId\":\"{id}\",\"spanId\":\"00000000000000aa\",\"name\":\"{t}\",\"startTimeUnixNano\":\"{now}\",\"endTimeUnixNano\":\"{now}\"}}]}}]}}]}}").into_bytes()
+}
+
+/// Different for different texts.
+fn trace_id(t: &str) -> String {
+    let mut id = hex(t.as_bytes());
+    id.truncate(32);
+    format!("{id:0<32}")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    // Last bytes first: texts of one tenant differ at their end.
+    bytes.iter().rev().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Paths of all routes of a router, as they were registered.
+fn paths(router: &Router) -> BTreeSet<String> {
+    let shown = format!("{router:?}");
+    let mut out = BTreeSet::new();
+    for piece in shown.split("RouteId(").skip(1) {
+        let Some((_, rest)) = piece.split_once("): \"") else { continue };
+        if piece.find("): \"") == piece.find("): ")
+            && let Some((path, _)) = rest.split_once('"')
+        {
+            // The router's own, for what no route takes.
+            if !path.contains("__private__axum") {
+                out.insert(path.to_owned());
+            }
+        }
+    }
+    out
+}
+
+/// The whole process but for its listeners' peers, on free ports.
+pub async fn start(dir: &std::path::Path) -> App {
+    let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    let args = ServeArgs {
+        data_dir: Some(dir.to_owned()),
+        http: any,
+        otlp_grpc: any,
+        otlp_http: any,
+        no_collect: Some(true),
+        ..ServeArgs::default()
+    };
+    app::start(Config::load(&args).expect("defaults are valid"), None).await.expect("it starts")
+}
+
+fn now_ns() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos()
+}
+
+async fn ask(
+    router: &Router,
+    tenant: Option<&str>,
+    url: &str,
+    body: Option<(&str, Vec<u8>)>,
+) -> (StatusCode, String) {
+    let url = url.replace('{', "%7B").replace('}', "%7D");
+    let mut request = Request::builder().uri(&url);
+    if let Some(t) = tenant {
+        request = request.header("X-Scope-OrgID", t);
+    }
+    let request = match body {
+        None => request.body(Body::empty()),
+        Some((kind, bytes)) => request.method("POST").header("Content-Type", kind).body(Body::from(bytes)),
+    };
+    let answer = router.clone().oneshot(request.expect("a request")).await.expect("routers do not fail");
+    let status = answer.status();
+    let bytes = answer.into_body().collect().await.expect("a body").to_bytes();
+    (status, String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn filled(text: &str, own: &str) -> String {
+    // The next whole one, so that what was just pushed lies before it.
+    let seconds = (now_ns() / 1_000_000_000 + 1).to_string();
+    text.replace("{T}", own).replace("{ID}", &trace_id(own)).replace("{NOW}", &seconds)
+}
+
+/// Trace ids are told in hex and in base64.
+fn holds(answer: &str, text: &str) -> bool {
+    answer.contains(text) || answer.contains(&trace_id(text))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_has_a_case() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = start(dir.path()).await;
+    let served = paths(&app.router);
+    assert!(served.len() > 40 && served.contains("/metrics"), "the router is not read well: {served:?}");
+    let listed: BTreeSet<String> = cases().iter().map(|(route, _)| (*route).to_owned()).collect();
+    let missing: Vec<&String> = served.difference(&listed).collect();
+    assert!(
+        missing.is_empty(),
+        "routes without a case in collector/bin/tenancy.rs, add how they are asked: {missing:?}"
+    );
+    let gone: Vec<&String> = listed.difference(&served).collect();
+    assert!(gone.is_empty(), "cases of routes that are not served: {gone:?}");
+    assert!(app.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_holds_a_byte_of_another_tenant() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = start(dir.path()).await;
+    let router = &app.router;
+    for own in TENANTS {
+        for signal in [Signal::Logs, Signal::Metrics, Signal::Traces] {
+            let (url, body) = match signal {
+                Signal::Logs => ("/v1/logs", otlp_logs(own, now_ns())),
+                Signal::Metrics => ("/v1/metrics", otlp_metrics(own, now_ns())),
+                Signal::Traces => ("/v1/traces", otlp_traces(own, now_ns())),
+            };
+            let (status, text) = ask(router, Some(own), url, Some((JSON, body))).await;
+            assert_eq!(status, 200, "{text}");
+        }
+        // A label whose name is the tenant's own too.
+        let Case::Write { url, kind, body, .. } = loki_push("/loki/api/v1/push") else { unreachable!("as made") };
+        let (status, text) = ask(router, Some(own), url, Some((kind, body(own, now_ns())))).await;
+        assert_eq!(status, 204, "{text}");
+    }
+    let mut asked = 0;
+    for (route, cases) in cases() {
+        for (i, case) in cases.into_iter().enumerate() {
+            asked += 1;
+            match case {
+                Case::Same { url } => {
+                    for tenant in [None, Some(TENANTS[0]), Some(TENANTS[1])] {
+                        let (status, text) = ask(router, tenant, &filled(url, ""), None).await;
+                        assert!(status.is_success(), "{route}: {status} {text}");
+                        for t in TENANTS {
+                            assert!(!holds(&text, t), "{route} tells {tenant:?} of {t}: {text}");
+                        }
+                    }
+                }
+                Case::Read { url, body } => {
+                    for (own, other) in [(TENANTS[0], TENANTS[1]), (TENANTS[1], TENANTS[0])] {
+                        let body = |t: &str| body.map(|(kind, b)| (kind, filled(b, t).into_bytes()));
+                        let (status, text) = ask(router, Some(own), &filled(url, own), body(own)).await;
+                        assert!(status.is_success(), "{route}: {status} {text}");
+                        assert!(holds(&text, own), "{route} does not find {own}'s own data: {text}");
+                        assert!(!holds(&text, other), "{route} tells {own} of {other}: {text}");
+                        // Asking for what is the other's, by its id and by its text.
+                        let (_, text) = ask(router, Some(own), &filled(url, other), body(other)).await;
+                        assert!(!holds(&text, other), "{route} tells {own} of {other}: {text}");
+                        let (_, text) = ask(router, None, &filled(url, own), body(own)).await;
+                        assert!(!holds(&text, own), "{route} tells the default tenant of {own}: {text}");
+                    }
+                    let several = format!("{}|{}", TENANTS[0], TENANTS[1]);
+                    for bad in [several.as_str(), "../alphaonly", "..", ".", "alphaonly/logs", "alphaonly%2f"] {
+                        let (status, text) = ask(router, Some(bad), &filled(url, TENANTS[0]), None).await;
+                        assert!(status.is_client_error(), "{route} takes tenant {bad}: {status} {text}");
+                        assert!(!holds(&text, "alphaonly line"), "{route}: {text}");
+                    }
+                }
+                Case::Operator => {}
+                Case::Delete { url, signal } => {
+                    for (own, other) in [(TENANTS[0], TENANTS[1]), (TENANTS[1], TENANTS[0])] {
+                        let mark = format!("{own}_deleted_{asked}");
+                        let (push, body) = match signal {
+                            Signal::Logs => ("/v1/logs", otlp_logs(&mark, now_ns())),
+                            Signal::Metrics => ("/v1/metrics", otlp_metrics(&mark, now_ns())),
+                            Signal::Traces => ("/v1/traces", otlp_traces(&mark, now_ns())),
+                        };
+                        let (status, text) = ask(router, Some(own), push, Some((JSON, body))).await;
+                        assert_eq!(status, 200, "{text}");
+                        let url = url.replace("{T}", &mark);
+                        let deletes = |tenant| ask(router, tenant, &url, Some((FORM, Vec::new())));
+                        for tenant in [None, Some(other)] {
+                            let (status, text) = deletes(tenant).await;
+                            assert!(status.is_success(), "{route}: {status} {text}");
+                            let found = find(router, Some(own), signal, &mark).await;
+                            assert!(found.contains(&mark), "{route}: {tenant:?} deletes of {own}: {found}");
+                        }
+                        let (status, text) = deletes(Some(own)).await;
+                        assert!(status.is_success(), "{route}: {status} {text}");
+                        let found = find(router, Some(own), signal, &mark).await;
+                        assert!(!found.contains(&mark), "{route} deletes nothing: {found}");
+                    }
+                }
+                Case::Write { url, kind, body, signal } => {
+                    for (own, other) in [(TENANTS[0], TENANTS[1]), (TENANTS[1], TENANTS[0])] {
+                        let mark = format!("{own}{}_{i}", route.replace(|c: char| !c.is_alphanumeric(), "_"));
+                        let (status, text) = ask(router, Some(own), url, Some((kind, body(&mark, now_ns())))).await;
+                        assert!(status.is_success(), "{route}: {status} {text}");
+                        let found = find(router, Some(own), signal, &mark).await;
+                        assert!(found.contains(&mark), "{route}: what {own} pushed is not there: {found}");
+                        for tenant in [None, Some(other)] {
+                            let found = find(router, tenant, signal, &mark).await;
+                            assert!(!found.contains(&mark), "{route}: {tenant:?} finds {mark}: {found}");
+                        }
+                    }
+                    for bad in ["a|b", "..", "a/b"] {
+                        let (status, _) = ask(router, Some(bad), url, Some((kind, body("x", now_ns())))).await;
+                        assert!(status.is_client_error(), "{route} takes tenant {bad}: {status}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(asked > 60, "{asked}");
+    let folders: BTreeSet<String> = std::fs::read_dir(dir.path().join("data"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(TENANTS.iter().all(|t| folders.contains(*t)), "{folders:?}");
+    assert!(app.stop().await);
+}
+
+/// Asks for what was pushed, whole words only.
+async fn find(router: &Router, tenant: Option<&str>, signal: Signal, mark: &str) -> String {
+    let url = match signal {
+        Signal::Logs => format!("/loki/api/v1/query_range?query={{service_name=~%22.%2B%22}}%7C=%22{mark}%20line%22"),
+        Signal::Metrics => format!("/api/v1/series?match[]={mark}"),
+        Signal::Traces => format!("/api/traces/{}", trace_id(mark)),
+    };
+    let (_, text) = ask(router, tenant, &url, None).await;
+    // What was asked for may be told back in statistics and errors; data is in quotes of its own.
+    text
+}
