@@ -10,6 +10,7 @@ mod dependencies;
 mod generate;
 mod grpc;
 mod judge;
+mod loki_clients;
 mod oracle;
 mod otel_sdk;
 mod own_telemetry;
