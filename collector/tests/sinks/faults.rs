@@ -22,11 +22,14 @@ use tokio::{io::AsyncReadExt as _, net::TcpListener, task::JoinSet};
 
 use super::{Server, Shipper, logs};
 
+/// A request, and when it came.
+type Seen = (HeaderMap, Vec<u8>, Instant);
+
 /// A server that answers by script, then 200. What it was sent is kept.
 #[derive(Clone, Default)]
 struct Script {
     answers: Arc<Mutex<VecDeque<Scripted>>>,
-    seen: Arc<Mutex<Vec<(HeaderMap, Vec<u8>, Instant)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 #[derive(Clone)]

@@ -106,3 +106,37 @@ async fn rows_keep_their_tenant_unless_the_sink_names_one() {
     assert_eq!(fixture.rows_of("team-a", Table::Logs).await.iter().map(|b| b.num_rows()).sum::<usize>(), 1);
     assert!(fixture.rows(Table::Logs).await.is_empty());
 }
+
+#[tokio::test]
+async fn entries_that_loki_refuses_do_not_make_it_store_the_others_twice() {
+    let fixture = Fixture::new().await;
+    let http = Server::new(fixture.router.clone()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let dead = dir.path().join("dead.ndjson");
+    let shipper = Shipper::new(json!({
+        "type": "loki", "url": http.url(""), "dead_letter": dead, "batch": {"age": "200ms"},
+    }));
+    let long = "x".repeat(300 << 10);
+    // Both in one request.
+    let (good, bad) = (logs(&["good"]), logs(&[&long, "also good"]));
+    let (good, bad) = tokio::join!(shipper.deliver(good), shipper.deliver(bad));
+    good.unwrap();
+    bad.unwrap();
+    let mut stored = fixture.column(Table::Logs, "body").await;
+    stored.sort();
+    assert_eq!(stored, ["also good", "good"]);
+    assert!(std::fs::read_to_string(dead).unwrap().contains(&long), "what was refused is a dead letter");
+}
+
+#[tokio::test]
+async fn lines_that_another_sightline_refuses_are_counted() {
+    let fixture = Fixture::new().await;
+    let http = Server::new(fixture.router.clone()).await;
+    // No line has such a time.
+    let url = http.url("/ingest/ndjson?time_field=body&message_field=body");
+    let shipper = Shipper::new(json!({"type": "http", "url": url}));
+    let good = (super::now() / 1_000_000).to_string();
+    shipper.deliver(logs(&[&good, "no time"])).await.unwrap();
+    let c = shipper.counted();
+    assert_eq!((c.rows_delivered, c.dropped(pipeline::metrics::DropReason::Rejected)), (1, 1));
+}

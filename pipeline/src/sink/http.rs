@@ -28,6 +28,12 @@ impl Config {
     }
 }
 
+/// Lines that a Sightline says it refused of a request it took; other servers say nothing.
+fn refused(body: &[u8]) -> u64 {
+    let read = serde_json::from_slice::<serde_json::Value>(body).ok();
+    read.and_then(|v| v.get("rejected")?.as_u64()).unwrap_or(0)
+}
+
 pub struct Ndjson {
     client: HttpClient,
     url: String,
@@ -51,7 +57,13 @@ impl Protocol for Ndjson {
     async fn send(&self, request: &Outgoing) -> Answer {
         match self.client.post(&self.url, "application/x-ndjson", None, request).await {
             Err(answer) => answer,
-            Ok(reply) => reply.answer(Rules::Common),
+            Ok(reply) => reply.refusal(Rules::Common).unwrap_or_else(|| {
+                let rejected = refused(&reply.body);
+                Answer::Taken {
+                    rejected,
+                    message: (rejected > 0).then(|| "the remote counts them as rejected".into()),
+                }
+            }),
         }
     }
 }

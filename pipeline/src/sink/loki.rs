@@ -1,5 +1,7 @@
 //! Loki push: protobuf in a snappy block. Logs only.
 
+use http::StatusCode;
+
 use super::remote::{
     Answer, BodyCompression, Encoded, Outgoing, Protocol, Rows, config::remote_config, http_client::HttpClient,
     retry::Rules,
@@ -57,7 +59,11 @@ impl Protocol for Loki {
     async fn send(&self, request: &Outgoing) -> Answer {
         match self.client.post(&self.url, "application/x-protobuf", Some("snappy"), request).await {
             Err(answer) => answer,
-            Ok(reply) => reply.answer(Rules::Common),
+            Ok(reply) => match reply.answer(Rules::Common) {
+                // Loki answers so when it stored the good entries of a request and refused others.
+                Answer::Refused(reason) if reply.status == StatusCode::BAD_REQUEST => Answer::PartlyRefused(reason),
+                other => other,
+            },
         }
     }
 }

@@ -99,3 +99,35 @@ impl SinkConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{PipelineBuilder, PipelineConfig, Signals};
+
+    #[test]
+    fn what_is_wrong_with_a_sink_is_told_at_its_key() {
+        let text = r#"{"sinks": {
+            "a": {"type": "otlp", "inputs": ["push"], "url": "ftp://x"},
+            "b": {"type": "otlp", "inputs": ["push"], "url": "grpcs://x:1", "tls": {"insecure_skip_verify": true}},
+            "c": {"type": "loki", "inputs": ["push"], "url": "http://x", "compression": "gzip"},
+            "d": {"type": "elasticsearch", "inputs": ["push"], "url": "http://x", "index": "Logs"},
+            "e": {"type": "http", "inputs": ["push"], "url": "http://x", "auth": {"password": "p"}},
+            "f": {"type": "file", "inputs": ["push"], "path": "x.ndjson", "batch": {"rows": 0}}
+        }}"#;
+        let config: PipelineConfig = serde_json::from_str(text).unwrap();
+        let errors = PipelineBuilder::new(config).input("push", Signals::ALL).check().unwrap_err();
+        let told: Vec<&str> = errors.0.iter().map(|e| e.path.as_str()).collect();
+        let want = ["a.url", "b.tls.insecure_skip_verify", "c.compression", "d.index", "e.auth", "f.batch.rows"];
+        assert_eq!(told, want.map(|w| format!("sinks.{w}")), "{errors}");
+        let unknown = r#"{"sinks": {"a": {"type": "loki", "inputs": [], "url": "http://x", "indx": 1}}}"#;
+        assert!(serde_json::from_str::<PipelineConfig>(unknown).unwrap_err().to_string().contains("indx"));
+    }
+
+    #[test]
+    fn a_sink_that_has_no_form_for_what_comes_is_an_error_of_the_graph() {
+        let text = r#"{"sinks": {"a": {"type": "remote_write", "inputs": ["lines"], "url": "http://x"}}}"#;
+        let config: PipelineConfig = serde_json::from_str(text).unwrap();
+        let errors = PipelineBuilder::new(config).input("lines", Signals::LOGS).check().unwrap_err();
+        assert!(errors.to_string().contains("`lines` gives logs, but `a` works on metrics"), "{errors}");
+    }
+}

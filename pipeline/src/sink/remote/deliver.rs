@@ -162,6 +162,7 @@ impl Shipper {
                         self.lose(&piece, items, DropReason::Rejected, rejected);
                     }
                     Answer::Refused(reason) => self.refused_or_alone(piece, items, work, tenant, reason).await,
+                    Answer::PartlyRefused(reason) => self.refuse(&piece.parts, items, tenant, reason).await,
                     Answer::TooLarge(reason) => match part_up(&piece) {
                         Some(smaller) => work.extend(smaller),
                         None => self.refuse(&piece.parts, items, tenant, reason).await,

@@ -121,6 +121,8 @@ pub enum Answer {
     Denied(String),
     TooLarge(String),
     Refused(String),
+    /// Some rows are refused, which ones is not said, and the others are there: nothing of it may be sent again.
+    PartlyRefused(String),
 }
 
 /// One remote and how to talk to it.

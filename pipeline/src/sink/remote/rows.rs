@@ -60,11 +60,8 @@ fn halve_metrics(m: &MetricBatch) -> Option<(MetricBatch, MetricBatch)> {
         let first = |id: i64, _: i64| family_of.get(&id).is_some_and(|f| *f < half);
         return Some((select(m, &first)?, select(m, &|id, ts| !first(id, ts))?));
     }
-    let times: BTreeSet<i64> = [&m.samples, &m.histograms]
-        .iter()
-        .filter_map(|b| int64s(b, "ts_ms"))
-        .flat_map(|t| t.iter().copied().collect::<Vec<_>>())
-        .collect();
+    let times: BTreeSet<i64> =
+        [&m.samples, &m.histograms].iter().filter_map(|b| int64s(b, "ts_ms")).flat_map(|t| t.to_vec()).collect();
     let middle = *times.iter().nth(times.len() / 2).filter(|_| times.len() > 1)?;
     Some((select(m, &|_, ts| ts < middle)?, select(m, &|_, ts| ts >= middle)?))
 }

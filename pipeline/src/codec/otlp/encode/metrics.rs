@@ -219,8 +219,11 @@ fn own_labels(attributes: &[(String, Value)]) -> Vec<(String, String)> {
     out
 }
 
+/// Names and values of labels.
+type Pairs = Vec<(String, String)>;
+
 /// Labels that every series of a resource gets: promoted ones, then `job` and `instance`.
-fn resource_labels(resource: &[(String, Value)]) -> (Vec<(String, String)>, Vec<(String, String)>) {
+fn resource_labels(resource: &[(String, Value)]) -> (Pairs, Pairs) {
     let get = |name: &str| {
         let found = resource.iter().rev().find(|(k, _)| k == name);
         found.map(|(_, v)| text_of(v)).filter(|t| !t.is_empty())
