@@ -20,3 +20,4 @@ mod server;
 mod skip;
 mod smoke;
 mod torture;
+mod value_matrix;

@@ -130,22 +130,11 @@ pub(crate) fn index_rows(index: &mut LabelIndex, rows: &StoredRows) {
 /// Enters the streams of a logs batch.
 pub(crate) fn index_streams(index: &mut LabelIndex, streams: &[StreamSpan]) {
     for s in streams {
-        let (first, last) = (s.min_ts.div_euclid(NANOS_PER_DAY), s.max_ts.div_euclid(NANOS_PER_DAY));
-        if first == last {
-            index.add(first, s.id, &s.labels, s.min_ts, s.max_ts, None);
-            continue;
-        }
-        // Days between the ends may have no row; an entry too many is allowed, one too few is not.
-        for day in first..=last.min(first.saturating_add(DAYS_A_STREAM_MAX)) {
-            let start = day.saturating_mul(NANOS_PER_DAY);
-            let end = start.saturating_add(NANOS_PER_DAY - 1);
-            index.add(day, s.id, &s.labels, s.min_ts.max(start), s.max_ts.min(end), None);
+        for (min, max) in &s.lives {
+            index.add(min.div_euclid(NANOS_PER_DAY), s.id, &s.labels, *min, *max, None);
         }
     }
 }
-
-/// Days one stream of one batch may span in the index.
-const DAYS_A_STREAM_MAX: i64 = 36_500;
 
 /// Enters series rows. `whole_day`: their times are not final (they were written when the series was new, and points may
 /// have come before and behind them), so they are taken to live all day.

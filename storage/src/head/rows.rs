@@ -1,6 +1,9 @@
 //! From an input batch to a stored one: derived columns, and what the label index needs to know of the rows.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, new_null_array},
@@ -11,7 +14,12 @@ use crate::{
     AppendError,
     catalog::Bucket,
     index::template::template_id,
-    model::{Labels, Table, labels::id_of_json, schema, time::NANOS_PER_MILLI},
+    model::{
+        Labels, Table,
+        labels::id_of_json,
+        schema,
+        time::{NANOS_PER_DAY, NANOS_PER_MILLI},
+    },
 };
 
 /// One stream of a logs batch: what the label index takes from it.
@@ -19,8 +27,8 @@ use crate::{
 pub(crate) struct StreamSpan {
     pub id: i64,
     pub labels: Arc<Labels>,
-    pub min_ts: i64,
-    pub max_ts: i64,
+    /// First and last time of its rows on each day that has any: two rows decades apart are two days, not all between.
+    pub lives: Vec<(i64, i64)>,
 }
 
 /// A batch of the head schema, ready for the WAL and the head.
@@ -101,6 +109,16 @@ fn stream_spans(
         b.0 = b.0.min(*t);
         b.1 = b.1.max(*t);
     }
+    let day = |t: i64| t.div_euclid(NANOS_PER_DAY);
+    // Streams with rows of several days, which are few.
+    let several: Vec<bool> = bounds.iter().map(|(min, max)| min < max && day(*min) != day(*max)).collect();
+    let mut by_day: BTreeMap<(i32, i64), (i64, i64)> = BTreeMap::new();
+    if several.contains(&true) {
+        for (k, t) in keys.iter().zip(times).filter(|(k, _)| several[**k as usize]) {
+            let life = by_day.entry((*k, day(*t))).or_insert((*t, *t));
+            *life = (life.0.min(*t), life.1.max(*t));
+        }
+    }
     let mut out = Vec::with_capacity(ids.len());
     for (i, (min_ts, max_ts)) in bounds.into_iter().enumerate() {
         if min_ts > max_ts {
@@ -112,7 +130,11 @@ fn stream_spans(
         if labels.to_json() != texts.value(i) {
             return Err(AppendError::Invalid(format!("stream labels {:?} are not canonical", texts.value(i))));
         }
-        out.push(StreamSpan { id: ids[i], labels: Arc::new(labels), min_ts, max_ts });
+        let lives = match several[i] {
+            false => vec![(min_ts, max_ts)],
+            true => by_day.range((i as i32, i64::MIN)..=(i as i32, i64::MAX)).map(|(_, life)| *life).collect(),
+        };
+        out.push(StreamSpan { id: ids[i], labels: Arc::new(labels), lives });
     }
     Ok(out)
 }
@@ -197,4 +219,22 @@ pub(crate) fn split_by_bucket(
     }
     let bucket = |b| if by_day { Bucket::Day(b) } else { Bucket::Hour(b) };
     Ok(out.into_iter().map(|(b, rows)| (bucket(b), rows)).collect())
+}
+
+#[cfg(test)]
+mod span_tests {
+    use super::*;
+    use crate::model::{LogBatchBuilder, LogRow};
+
+    #[test]
+    fn a_stream_lives_on_the_days_of_its_rows_and_not_on_those_between() {
+        let mut b = LogBatchBuilder::new();
+        for (ts, labels) in [(5, "{}"), (7, "{}"), (20_000 * NANOS_PER_DAY, "{}"), (9, r#"{"a":"b"}"#)] {
+            b.push(&LogRow { ts, stream_labels: labels, ..LogRow::default() });
+        }
+        let streams = streams_of(&b.finish());
+        let lives: Vec<_> = streams.iter().map(|s| s.lives.clone()).collect();
+        let late = 20_000 * NANOS_PER_DAY;
+        assert_eq!(lives, [vec![(5, 7), (late, late)], vec![(9, 9)]]);
+    }
 }

@@ -53,6 +53,8 @@ pub(crate) struct DayIndex {
 pub(crate) struct LabelIndex {
     pub days: BTreeMap<i64, DayIndex>,
     names: HashSet<Arc<str>>,
+    /// Of every id on any day, so that nobody walks over the days for them: rows may come from tens of thousands.
+    labels: HashMap<i64, Arc<Labels>>,
     /// Grows when days are forgotten: who filled them and then looks must look whether it was for nothing.
     pub generation: u64,
     /// (day, series) that a delete may be about to remove: they do not count as known to appends.
@@ -76,7 +78,7 @@ impl LabelIndex {
 
     /// Labels of an id on any day.
     pub fn labels(&self, id: i64) -> Option<&Arc<Labels>> {
-        self.days.values().rev().find_map(|d| d.entries.get(&id)).map(|e| &e.labels)
+        self.labels.get(&id)
     }
 
     /// Widens the life of a known entry; `false` when the id is not known on that day.
@@ -110,7 +112,7 @@ impl LabelIndex {
             return;
         }
         // Days share the label sets.
-        let labels = self.labels(id).cloned().unwrap_or_else(|| labels.clone());
+        let labels = self.labels.entry(id).or_insert_with(|| labels.clone()).clone();
         let pairs: Vec<(Arc<str>, Arc<str>)> = labels.iter().map(|(n, v)| (self.intern(n), self.intern(v))).collect();
         let day = self.days.entry(day).or_default();
         for pair in pairs {
@@ -179,11 +181,22 @@ impl LabelIndex {
     pub fn forget_days(&mut self, days: &BTreeSet<i64>) {
         self.generation += 1;
         self.days.retain(|day, _| !days.contains(day));
+        self.forget_labels();
+    }
+
+    /// Of ids that no day has any more.
+    fn forget_labels(&mut self) {
+        let alive: HashSet<i64> = self.days.values().flat_map(|d| d.entries.keys().copied()).collect();
+        self.labels.retain(|id, _| alive.contains(id));
     }
 
     /// Forgets days before `day`.
     pub fn drop_before(&mut self, day: i64) {
-        self.days = self.days.split_off(&day);
+        let kept = self.days.split_off(&day);
+        let forgotten = std::mem::replace(&mut self.days, kept);
+        if !forgotten.is_empty() {
+            self.forget_labels();
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -203,6 +216,18 @@ mod tests {
 
     fn labels(job: &str) -> Arc<Labels> {
         Arc::new(Labels::from_pairs([("__name__", "up"), ("job", job)]))
+    }
+
+    #[test]
+    fn labels_are_known_as_long_as_a_day_has_them() {
+        let mut index = LabelIndex::default();
+        index.add(0, 1, &labels("a"), 0, 1, None);
+        index.add(20_000, 1, &labels("a"), 0, 1, None);
+        index.add(3, 2, &labels("b"), 0, 1, None);
+        assert!(index.labels(1).is_some() && index.labels(2).is_some());
+        index.drop_before(10);
+        assert!(index.labels(1).is_some() && index.labels(2).is_none());
+        assert_eq!((index.len(), index.days.len()), (1, 1));
     }
 
     #[test]
