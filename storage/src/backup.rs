@@ -110,6 +110,9 @@ pub enum BackupError {
     Sources(#[source] AppendError),
 }
 
+/// What sources need remembered, by tenant.
+type Carried = Vec<(TenantId, Vec<Section>)>;
+
 /// One table at the moment of the cut.
 struct TableCut {
     state: Arc<TableState>,
@@ -166,7 +169,7 @@ impl Inner {
     }
 
     /// Everything there is at one moment: tables, what sources need remembered, and the last WAL sequence number in it.
-    fn cut(&self) -> (Vec<TableCut>, Vec<(TenantId, Vec<Section>)>, u64) {
+    fn cut(&self) -> (Vec<TableCut>, Carried, u64) {
         let _between_records = self.publishing.lock();
         let cuts = self.tables_now().into_iter().map(|state| {
             let data = state.data.read();
@@ -319,7 +322,7 @@ fn check_part(copy: &LocalStore, path: &str, entry: &PartEntry) -> Result<(), St
     Ok(())
 }
 
-fn written_out(carried: Vec<(TenantId, Vec<Section>)>) -> (Vec<PositionCopy>, Vec<(String, String)>) {
+fn written_out(carried: Carried) -> (Vec<PositionCopy>, Vec<(String, String)>) {
     let (mut positions, mut ids) = (Vec::new(), Vec::new());
     for (tenant, sections) in carried {
         let tenant = tenant.to_string();

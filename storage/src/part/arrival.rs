@@ -27,9 +27,7 @@ pub(crate) fn seq_of(arrival: u64, rank: u32) -> i64 {
 /// Of each row of `order` (log records of `batches` by stream, template and time): how many of the same stream and time
 /// arrived before it. `None`: none at all.
 pub(super) fn ranks(batches: &[RecordBatch], order: &[Position]) -> Option<Vec<u32>> {
-    if batches.first()?.column_by_name("template_id").is_none() {
-        return None;
-    }
+    batches.first()?.column_by_name("template_id")?;
     let streams: Vec<&[i64]> = batches.iter().map(|b| int(b, "stream_id")).collect();
     let tied = unordered(batches, &streams);
     if !tied.values().any(|s| s.unordered) {

@@ -107,7 +107,7 @@ fn run_here(manifest: &str, target: Target<'_>, decode: &impl Fn(&[u8]) -> Strin
 #[allow(dead_code, reason = "not every crate's errors need it")]
 pub fn outline(error: &dyn std::fmt::Display) -> String {
     let mut quoted = false;
-    let letters = error
+    error
         .to_string()
         .chars()
         .take(200)
@@ -119,8 +119,7 @@ pub fn outline(error: &dyn std::fmt::Display) -> String {
             c => (!quoted && (c.is_ascii_alphabetic() || c == ' ')).then_some(c),
         })
         .take(60)
-        .collect();
-    letters
+        .collect()
 }
 
 /// A number of rows as the size of it.
