@@ -17,6 +17,7 @@
 //! 3. A damaged file gives an error or the right rows, never other rows and never a panic.
 
 mod arrival;
+mod chunk;
 mod encode;
 mod error;
 mod gather;
@@ -42,6 +43,7 @@ pub use meta::{PartMeta, WriteOptions};
 pub use promoted::{PromoteError, Promoted};
 pub use reader::{PartReader, PartScan};
 pub use rows::PartRows;
+pub(crate) use sort::MixedMap;
 pub use source::{FileSource, RangeRead};
 #[cfg(test)]
 pub(crate) use writer::sorted as sorted_rows;

@@ -22,7 +22,7 @@ pub(super) struct Position {
 
 /// For keys that are hashes already.
 #[derive(Default)]
-pub(super) struct Mixed(u64);
+pub(crate) struct Mixed(u64);
 
 impl Hasher for Mixed {
     fn finish(&self) -> u64 {
@@ -44,7 +44,7 @@ impl Hasher for Mixed {
     }
 }
 
-pub(super) type MixedMap<K, V> = HashMap<K, V, BuildHasherDefault<Mixed>>;
+pub(crate) type MixedMap<K, V> = HashMap<K, V, BuildHasherDefault<Mixed>>;
 
 /// Rows of `batches` (stored schema, in commit order) in the table's sort order; rows of equal key in commit order.
 pub(super) fn order(table: Table, batches: &[RecordBatch]) -> Vec<Position> {

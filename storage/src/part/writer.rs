@@ -8,17 +8,23 @@ use arrow::{
     datatypes::{Int64Type, SchemaRef, TimestampNanosecondType},
 };
 use parquet::{
-    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+    arrow::{
+        ArrowWriter,
+        arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions},
+    },
     basic::{Compression, Encoding, ZstdLevel},
     file::{
         metadata::KeyValue,
         properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+        writer::SerializedFileWriter,
     },
     schema::types::ColumnPath,
 };
 
 use super::{
-    PartError, PartMeta, WriteOptions, arrival, encode,
+    PartError, PartMeta, WriteOptions, arrival,
+    chunk::{ChunkPlan, RowGroup},
+    encode,
     error::writing,
     gather::Gather,
     meta::FORMAT,
@@ -78,7 +84,10 @@ fn check_schema(table: Table, batch: &RecordBatch, wanted: SchemaRef) -> Result<
 pub struct PartWriter<W: Write + Send> {
     table: Table,
     options: WriteOptions,
-    arrow: ArrowWriter<Sealing<W>>,
+    file: SerializedFileWriter<Sealing<W>>,
+    factory: ArrowRowGroupWriterFactory,
+    plan: ChunkPlan,
+    group: Option<RowGroup>,
     runs: RunsBuilder,
     /// Samples only: rows of the coming row group, whose exponents need all of them.
     pending: Vec<RecordBatch>,
@@ -90,17 +99,21 @@ pub struct PartWriter<W: Write + Send> {
 
 impl<W: Write + Send> PartWriter<W> {
     pub fn new(table: Table, options: &WriteOptions, out: W) -> Result<Self, PartError> {
-        let properties = properties(table, options)?;
-        let arrow = ArrowWriter::try_new_with_options(
-            Sealing::new(out),
-            encode::with_promoted(table, &options.promoted),
-            ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true),
-        )
-        .map_err(writing)?;
+        let zstd = options.zstd.unwrap_or(if table == Table::MetricSamples { 3 } else { 1 });
+        let properties = properties(table, options, zstd)?;
+        let schema = encode::with_promoted(table, &options.promoted);
+        let arrow = ArrowWriterOptions::new().with_properties(properties.clone()).with_skip_arrow_metadata(true);
+        let (file, factory) = ArrowWriter::try_new_with_options(Sealing::new(out), schema.clone(), arrow)
+            .and_then(ArrowWriter::into_serialized_writer)
+            .map_err(writing)?;
+        let plan = ChunkPlan::new(schema, file.schema_descr(), &properties, zstd, page_rows(table, options));
         Ok(PartWriter {
             table,
             options: options.clone(),
-            arrow,
+            file,
+            factory,
+            plan,
+            group: None,
             runs: RunsBuilder::new(table),
             pending: Vec::new(),
             pending_rows: 0,
@@ -128,7 +141,7 @@ impl<W: Write + Send> PartWriter<W> {
                 let columns = disk.columns().iter().cloned().chain(promoted).collect();
                 disk = RecordBatch::try_new(encode::with_promoted(self.table, &self.options.promoted), columns)?;
             }
-            return self.arrow.write(&disk).map_err(writing);
+            return self.write_rows(&disk);
         }
         let mut batch = batch.clone();
         while self.pending_rows + batch.num_rows() >= self.options.row_group_rows {
@@ -146,7 +159,31 @@ impl<W: Write + Send> PartWriter<W> {
         let batch = concat_batches(&schema::stored(self.table), &self.pending)?;
         self.pending.clear();
         self.pending_rows = 0;
-        self.arrow.write(&encode::to_disk(self.table, &batch)?).map_err(writing)
+        self.write_rows(&encode::to_disk(self.table, &batch)?)
+    }
+
+    /// `batch`: disk schema.
+    fn write_rows(&mut self, batch: &RecordBatch) -> Result<(), PartError> {
+        let mut at = 0;
+        while at < batch.num_rows() {
+            let number = self.file.flushed_row_groups().len();
+            let group = match &mut self.group {
+                Some(group) => group,
+                none => none.insert(RowGroup::new(&self.plan, &self.factory, number).map_err(writing)?),
+            };
+            let n = (self.options.row_group_rows.max(1) - group.rows()).min(batch.num_rows() - at);
+            group.write(&self.plan, &batch.slice(at, n)).map_err(writing)?;
+            at += n;
+            if group.rows() >= self.options.row_group_rows {
+                self.finish_group()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_group(&mut self) -> Result<(), PartError> {
+        let Some(group) = self.group.take() else { return Ok(()) };
+        group.finish(&self.plan, &mut self.file).map_err(writing)
     }
 
     /// Writes indexes and footer, flushes `out` and gives it back.
@@ -155,10 +192,10 @@ impl<W: Write + Send> PartWriter<W> {
             self.write_pending()?;
         }
         let io = |source| PartError::Io { what: "write the part", source };
-        self.arrow.flush().map_err(writing)?;
+        self.finish_group()?;
         let runs = self.runs.finish().encode().map_err(io)?;
-        let at = self.arrow.bytes_written();
-        self.arrow.write_all(&runs).map_err(io)?;
+        let at = self.file.bytes_written();
+        self.file.write_all(&runs).map_err(io)?;
         let mut pairs = vec![
             ("sightline.format", FORMAT.to_string()),
             ("sightline.table", self.table.name().to_owned()),
@@ -166,21 +203,21 @@ impl<W: Write + Send> PartWriter<W> {
             ("sightline.created", self.options.created.nanos().to_string()),
             ("sightline.runs", format!("{at},{},{}", runs.len(), crc32c::crc32c(&runs))),
         ];
-        self.arrow.sync().map_err(io)?;
-        let sums: Vec<u8> = self.arrow.inner().sums().iter().flat_map(|c| c.to_le_bytes()).collect();
-        let at = self.arrow.bytes_written();
-        self.arrow.write_all(&sums).map_err(io)?;
-        self.arrow.sync().map_err(io)?;
-        self.arrow.inner_mut().begin_tail();
+        self.file.flush().map_err(io)?;
+        let sums: Vec<u8> = self.file.inner().sums().iter().flat_map(|c| c.to_le_bytes()).collect();
+        let at = self.file.bytes_written();
+        self.file.write_all(&sums).map_err(io)?;
+        self.file.flush().map_err(io)?;
+        self.file.inner_mut().begin_tail();
         pairs.push(("sightline.checksums", format!("{at},{},{}", sums.len(), crc32c::crc32c(&sums))));
         pairs.push(("sightline.tail", seal::tail_value((at + sums.len()) as u64)));
         for (key, value) in pairs {
-            self.arrow.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+            self.file.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        let groups = self.arrow.flushed_row_groups();
+        let groups = self.file.flushed_row_groups();
         let row_groups = groups.len() as u32;
         let bytes_uncompressed = groups.iter().map(|g| g.total_byte_size().max(0) as u64).sum();
-        let (out, bytes_file) = self.arrow.into_inner().map_err(writing)?.finish().map_err(io)?;
+        let (out, bytes_file) = self.file.into_inner().map_err(writing)?.finish().map_err(io)?;
         let empty = self.rows == 0;
         let meta = PartMeta {
             table: self.table,
@@ -216,18 +253,18 @@ fn time_bounds(table: Table, batch: &RecordBatch) -> (i64, i64) {
     }
 }
 
-fn properties(table: Table, options: &WriteOptions) -> Result<WriterProperties, PartError> {
-    let level = options.zstd.unwrap_or(if table == Table::MetricSamples { 3 } else { 1 });
-    let zstd = ZstdLevel::try_new(level).map_err(writing)?;
+/// Rows of a page at most.
+fn page_rows(table: Table, options: &WriteOptions) -> usize {
+    if table == Table::MetricSamples { options.row_group_rows } else { options.page_rows }
+}
+
+fn properties(table: Table, options: &WriteOptions, zstd: i32) -> Result<WriterProperties, PartError> {
+    let zstd = ZstdLevel::try_new(zstd).map_err(writing)?;
     let mut p = WriterProperties::builder()
         .set_created_by(concat!("sightline ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(zstd))
         .set_max_row_group_row_count(Some(options.row_group_rows))
-        .set_data_page_row_count_limit(if table == Table::MetricSamples {
-            options.row_group_rows
-        } else {
-            options.page_rows
-        })
+        .set_data_page_row_count_limit(page_rows(table, options))
         .set_data_page_size_limit(limits::PAGE_BYTES_MAX)
         .set_dictionary_page_size_limit(limits::DICTIONARY_PAGE_BYTES_MAX)
         .set_write_batch_size(options.page_rows.clamp(1, 1024))
