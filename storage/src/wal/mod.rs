@@ -19,6 +19,7 @@
 //!    quarantined and reported: a position never outlives the rows it stands for.
 //! 5. Every segment starts with the state (positions, batch ids) of all before it, so that those can go.
 
+mod columns;
 mod payload;
 mod record;
 mod replay;

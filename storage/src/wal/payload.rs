@@ -1,7 +1,8 @@
-//! A batch as bytes: Arrow IPC messages without the schema message, which the table and a fingerprint stand for.
+//! A batch as bytes, without its schema, which the table and a fingerprint stand for.
 //!
-//! Two forms, because a batch of one row and a batch of 10,000 rows spend their bytes on different things:
-//! - *messages* (code 1): one dictionary message per dictionary column that has values, then the batch message; buffers
+//! Forms differ because a batch of one row and a batch of 10,000 rows spend their bytes on different things:
+//! - *columns* (code 3), for all batches of more than [`FLAT_ROWS_MAX`] rows: see [`super::columns`].
+//! - *messages* (code 1), which the first release wrote for those, and which is still read: Arrow IPC, one dictionary message per dictionary column that has values, then the batch message; buffers
 //!   lz4 (frame) each. `count u32`, then per message `metadata len u32 | body len u32 | metadata | body`, padded to 8.
 //! - *flat* (code 2), up to [`FLAT_ROWS_MAX`] rows: dictionaries are written out, the one batch message is not compressed
 //!   inside, and all of it is one lz4 block behind its `raw len u32`. The 18 columns of a one-row log batch carry
@@ -26,6 +27,7 @@ use arrow_ipc::{
     writer::{DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
 };
 
+use super::columns;
 use crate::model::{Table, Timestamp, schema};
 
 /// Rows up to which a batch is written flat. At 64 rows both forms of a log batch are about as large; below, flat wins.
@@ -36,6 +38,7 @@ pub const DECODED_BYTES_MAX: usize = 512 << 20;
 
 const FORM_MESSAGES: u8 = 1;
 const FORM_FLAT: u8 = 2;
+const FORM_COLUMNS: u8 = 3;
 
 /// A batch ready for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub struct EncodedBatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchMeta {
     pub table: Table,
-    /// Which of the two forms the payload has.
+    /// Which of the forms the payload has.
     pub form: u8,
     pub rows: u32,
     /// Earliest and latest event time, nanoseconds, both inclusive. For series: first and last life sign.
@@ -82,7 +85,7 @@ pub enum DecodeError {
     Damaged(String),
 }
 
-fn damaged(why: impl std::fmt::Display) -> DecodeError {
+pub(super) fn damaged(why: impl std::fmt::Display) -> DecodeError {
     DecodeError::Damaged(why.to_string())
 }
 
@@ -187,6 +190,10 @@ pub fn encode_batch(table: Table, batch: &RecordBatch) -> Result<EncodedBatch, E
     let (min_ts, max_ts) = time_range(table, batch).ok_or(EncodeError::Empty)?;
     let (form, payload) = if batch.num_rows() <= FLAT_ROWS_MAX {
         (FORM_FLAT, encode_flat(layout, batch)?)
+    } else if batch.num_rows() <= columns::ROWS_MAX
+        && let Some(payload) = columns::encode(batch)
+    {
+        (FORM_COLUMNS, payload)
     } else {
         (FORM_MESSAGES, encode_messages(layout, batch)?)
     };
@@ -205,6 +212,18 @@ pub fn encode_batch(table: Table, batch: &RecordBatch) -> Result<EncodedBatch, E
         payload_crc: crc32c::crc32c(&payload),
     };
     Ok(EncodedBatch { meta, payload })
+}
+
+/// As the first release wrote larger batches.
+#[cfg(test)]
+pub(super) fn encode_as_messages(table: Table, batch: &RecordBatch) -> Result<EncodedBatch, EncodeError> {
+    let mut out = encode_batch(table, batch)?;
+    let layout = Layout::of_batch(table, batch.schema_ref()).ok_or(EncodeError::Schema { table: table.name() })?;
+    out.payload = encode_messages(layout, batch)?;
+    out.meta.form = FORM_MESSAGES;
+    out.meta.payload_len = out.payload.len() as u32;
+    out.meta.payload_crc = crc32c::crc32c(&out.payload);
+    Ok(out)
 }
 
 fn options(compression: Option<CompressionType>) -> Result<IpcWriteOptions, EncodeError> {
@@ -274,6 +293,7 @@ pub fn decode_batch(meta: &BatchMeta, payload: Vec<u8>) -> Result<RecordBatch, D
     let decoded = catch_unwind(AssertUnwindSafe(|| match meta.form {
         FORM_MESSAGES => decode_messages(layout, &Buffer::from_vec(payload)),
         FORM_FLAT => decode_flat(layout, &payload),
+        FORM_COLUMNS => columns::decode(&payload, &layout.schema, meta.rows as usize),
         other => Err(damaged(format!("unknown form {other}"))),
     }));
     let batch = decoded.unwrap_or_else(|_| Err(damaged("the Arrow reader gave up")))?;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::payload::{BatchMeta, DecodeError, decode_batch};
 use crate::vfs::{Vfs, VfsFile};
 
-pub(crate) const FORMAT_VERSION: u16 = 1;
+pub(crate) const FORMAT_VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"SLWALSEG";
 
 /// The header is written twice, a sector each, because without its salt no record of the segment can be believed.

@@ -16,7 +16,7 @@ fn what_was_acknowledged_comes_back_in_order_with_the_same_rows() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let mut sent = Vec::new();
     for i in 0..50 {
-        let b = logs(1 + i * 7, i as i64 * 1000, "hello");
+        let b = logs(1 + i * 40, i as i64 * 1000, "hello");
         let shown = seen.clone();
         let committed = wait(wal.append(Entry {
             tenant: TenantId::parse("t1").unwrap(),
@@ -132,13 +132,13 @@ fn a_newer_format_is_refused_and_nothing_is_touched() {
     let path = Path::new("/wal/00000001.seg");
     vfs.damage(path, |b| {
         for at in [0, 512] {
-            b[at + 8] = 2;
+            b[at + 8] = 3;
             let crc = crc32c::crc32c(&b[at..at + 56]);
             b[at + 56..at + 60].copy_from_slice(&crc.to_le_bytes());
         }
     })
     .unwrap();
-    assert!(matches!(recover(&vfs, options()), Err(WalError::NewerVersion { found: 2, known: 1, .. })));
+    assert!(matches!(recover(&vfs, options()), Err(WalError::NewerVersion { found: 3, known: 2, .. })));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wal::{
     DecodeError, EncodeError, decode_batch,
-    payload::FLAT_ROWS_MAX,
+    payload::{FLAT_ROWS_MAX, encode_as_messages},
     record::{FRAME_BYTES, Frame, Kind, encode_body, parse_body},
 };
 
@@ -140,6 +140,46 @@ fn filled(f: &arrow::datatypes::Field, rows: usize) -> arrow::array::ArrayRef {
             Arc::new(arrow::array::ListArray::new(item.clone(), offsets, Arc::new(one), None))
         }
         other => cast(&Int64Array::from(vec![0; rows]), other).unwrap(),
+    }
+}
+
+#[test]
+fn a_payload_of_the_first_release_reads_back() {
+    for rows in [1, 200] {
+        let b = logs(rows, 5, "hello");
+        let e = encode_as_messages(Table::Logs, &b).unwrap();
+        assert_eq!(decode_batch(&e.meta, e.payload).unwrap(), b);
+    }
+}
+
+#[test]
+fn numbers_of_every_kind_read_back() {
+    use arrow::array::{Float64Array, Int64Array};
+    let near = (0..3000).map(|i| 1_700_000_000_000 + i * 15_000 + i % 7).collect::<Vec<i64>>();
+    let wild = near.iter().map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64)).collect::<Vec<_>>();
+    let few = wild.iter().enumerate().map(|(i, _)| wild[i % 300]).collect::<Vec<_>>();
+    let ends = (0..3000).map(|i| [i64::MIN, i64::MAX, 0, -1][i % 4]).collect::<Vec<_>>();
+    let schema = crate::model::schema::input(Table::MetricSamples);
+    for ids in [&near, &wild, &few, &ends] {
+        for times in [&near, &wild, &few, &ends] {
+            let doubles = wild.iter().map(|n| f64::from_bits(*n as u64)).collect::<Vec<_>>();
+            let start = times.iter().map(|t| (t % 3 != 0).then_some(*t)).collect::<Int64Array>();
+            let columns: Vec<arrow::array::ArrayRef> = vec![
+                Arc::new(Int64Array::from(ids.clone())),
+                Arc::new(Int64Array::from(times.clone())),
+                Arc::new(start),
+                Arc::new(Float64Array::from(doubles.clone())),
+            ];
+            let b = RecordBatch::try_new(schema.clone(), columns).unwrap();
+            let e = encode_batch(Table::MetricSamples, &b).unwrap();
+            let got = decode_batch(&e.meta, e.payload).unwrap();
+            assert_eq!(got.columns()[..3], b.columns()[..3]);
+            let bits = |b: &RecordBatch| {
+                let values = b.column(3).as_any().downcast_ref::<Float64Array>().unwrap().values().to_vec();
+                values.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&got), bits(&b));
+        }
     }
 }
 
