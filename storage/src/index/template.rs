@@ -9,6 +9,8 @@ use std::cell::RefCell;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::classes::{WINDOW, classes};
+
 /// Stands for an id in a skeleton.
 pub const PLACEHOLDER: u8 = 0;
 
@@ -21,32 +23,8 @@ pub const UNTEMPLATED: i64 = 3_685_390_413_631_870_213;
 /// Scratch larger than this is given back after use, so that one huge body does not stay in memory for ever.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
 
-/// Token of letters other than hex ones, `_` or bytes >= 0x80.
-const WORD: u8 = 1;
-/// `a-f`, `A-F`.
-const HEX: u8 = 2;
-/// `0-9`.
-const DIGIT: u8 = 4;
 /// An id of hex letters only has at least this many.
-const HEX_ID_LEN: usize = 4;
-
-/// Class of each byte; 0 is a separator.
-static CLASS: [u8; 256] = classes();
-
-const fn classes() -> [u8; 256] {
-    let mut table = [0; 256];
-    let mut b = 0;
-    while b < 256 {
-        table[b] = match b as u8 {
-            b'0'..=b'9' => DIGIT,
-            b'a'..=b'f' | b'A'..=b'F' => HEX,
-            b'g'..=b'z' | b'G'..=b'Z' | b'_' | 0x80..=0xff => WORD,
-            _ => 0,
-        };
-        b += 1;
-    }
-    table
-}
+const HEX_ID_LEN: u32 = 4;
 
 /// Appends the skeleton of `body` to `out`. `false`, with nothing appended: the body holds the placeholder byte.
 pub fn skeleton(body: &[u8], out: &mut Vec<u8>) -> bool {
@@ -58,25 +36,45 @@ pub fn skeleton(body: &[u8], out: &mut Vec<u8>) -> bool {
     let mut copied = 0;
     let mut at = 0;
     while at < body.len() {
-        let start = at;
-        let mut seen = 0;
-        while at < body.len() {
-            let class = CLASS[usize::from(body[at])];
-            if class == 0 {
-                break;
+        let rest = &body[at..];
+        let seen = match rest.first_chunk::<WINDOW>() {
+            Some(window) => classes(window),
+            None => {
+                let mut window = [PLACEHOLDER; WINDOW];
+                window[..rest.len()].copy_from_slice(rest);
+                classes(&window)
             }
-            seen |= class;
-            at += 1;
-        }
-        if seen & DIGIT != 0 || (seen == HEX && at - start >= HEX_ID_LEN) {
-            out.extend_from_slice(&body[copied..start]);
+        };
+        // A token that may go on behind the window waits for the next one.
+        let cut = if rest.len() > WINDOW { seen.token.leading_ones() as usize } else { 0 };
+        let (ids, len) = match WINDOW - cut {
+            0 => long_token(rest),
+            whole => (seen.first(whole).ids::<HEX_ID_LEN>(), whole),
+        };
+        let mut left = ids;
+        while left != 0 {
+            let start = left.trailing_zeros() as usize;
+            let end = start + (left >> start).trailing_ones() as usize;
+            out.extend_from_slice(&body[copied..at + start]);
             out.push(PLACEHOLDER);
-            copied = at;
+            copied = at + if len > WINDOW { len } else { end };
+            left &= u64::MAX.checked_shl(end as u32).unwrap_or(0);
         }
-        at += 1;
+        at += len;
     }
-    out.extend_from_slice(&body[copied..]);
+    if copied < body.len() {
+        out.extend_from_slice(&body[copied..]);
+    }
     true
+}
+
+/// A token longer than a window at the start of `text`: all ones if it is an id, and its length.
+fn long_token(text: &[u8]) -> (u64, usize) {
+    let part = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
+    let len = text.iter().position(|b| !part(b)).unwrap_or(text.len());
+    let token = &text[..len];
+    let id = token.iter().any(u8::is_ascii_digit) || token.iter().all(u8::is_ascii_hexdigit);
+    (if id { u64::MAX } else { 0 }, len)
 }
 
 /// xxh3-64 of the skeleton, as the signed integer that column `template_id` holds; [`UNTEMPLATED`] for a body with the
@@ -157,6 +155,16 @@ mod tests {
     proptest! {
         #[test]
         fn skeletons_follow_the_rule(body in "[ab19xzF_é :\\-.]{0,24}") {
+            prop_assert_eq!(skeleton_of(&body).unwrap(), slow_skeleton(&body));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_across_windows_follow_the_rule(
+            parts in proptest::collection::vec(("[a-f]{0,70}|[a-zé]{0,70}|[a-f0-9]{0,70}|[A-F]{120,140}", "[ .]{0,2}"), 0..6)
+        ) {
+            let body: String = parts.into_iter().map(|(word, gap)| word + &gap).collect();
             prop_assert_eq!(skeleton_of(&body).unwrap(), slow_skeleton(&body));
         }
     }
