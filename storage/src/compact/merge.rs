@@ -4,13 +4,16 @@
 //! little more than reading and writing. Points with equal series and time keep the later commit's, a series keeps one row,
 //! a trace's spans get their nested-set numbers; log records and exemplars are all kept.
 
-use std::io::Write;
+use std::{io::Write, sync::Arc};
 
 use arrow::{
-    array::{Array, AsArray, BinaryArray, BooleanArray, RecordBatch},
+    array::{
+        Array, ArrayData, AsArray, BinaryArray, BooleanArray, MutableArrayData, RecordBatch, make_array,
+        new_null_array,
+    },
     buffer::ScalarBuffer,
-    compute::{filter_record_batch, interleave_record_batch, prep_null_mask_filter},
-    datatypes::{Int64Type, TimestampNanosecondType},
+    compute::{filter_record_batch, prep_null_mask_filter},
+    datatypes::{Field, Int64Type, TimestampNanosecondType},
 };
 
 use super::combine::{Combine, Plain, SeriesRows, Traces, UniquePoints};
@@ -296,8 +299,23 @@ impl Pieces {
         if rows / list.len() >= SLICE_ROWS_MIN {
             return list.into_iter().try_for_each(|(s, at, n)| sink.push(sources[s].slice(at, n)));
         }
-        let places: Vec<(usize, usize)> =
-            list.iter().flat_map(|&(s, at, n)| (at..at + n).map(move |row| (s, row))).collect();
-        sink.push(interleave_record_batch(&sources.iter().collect::<Vec<_>>(), &places)?)
+        sink.push(gather(&sources, &list, rows)?)
     }
+}
+
+/// The `rows` rows of `list` (source, first row, rows) as one batch. Neighbours in a source are copied at once, and a column of
+/// nulls not at all.
+fn gather(sources: &[RecordBatch], list: &[(usize, usize, usize)], rows: usize) -> Result<RecordBatch, PartError> {
+    let schema = sources[0].schema();
+    let column = |(c, field): (usize, &Arc<Field>)| {
+        if sources.iter().all(|s| s.column(c).null_count() == s.num_rows()) {
+            return Ok(new_null_array(field.data_type(), rows));
+        }
+        let data: Vec<ArrayData> = sources.iter().map(|s| s.column(c).to_data()).collect();
+        let mut out = MutableArrayData::new(data.iter().collect(), false, rows);
+        list.iter().try_for_each(|&(source, at, n)| out.try_extend(source, at, at + n))?;
+        Ok(make_array(out.freeze()))
+    };
+    let columns: Result<_, arrow::error::ArrowError> = schema.fields().iter().enumerate().map(column).collect();
+    Ok(RecordBatch::try_new(schema.clone(), columns?)?)
 }

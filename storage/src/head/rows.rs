@@ -181,19 +181,24 @@ pub(crate) fn split_by_bucket(
     hours_max: usize,
 ) -> Result<Vec<(Bucket, Vec<RecordBatch>)>, crate::ScanError> {
     use crate::model::time::{NANOS_PER_DAY, NANOS_PER_HOUR};
-    let times: Vec<Vec<i64>> =
-        batches.iter().map(|b| crate::scan::select::times_of(table, b)).collect::<Result<_, _>>()?;
+    let times_of = |b: &RecordBatch| crate::scan::select::times_of(table, b);
+    // A batch usually lies within one hour, which its bounds show.
+    let bounds: Vec<(i64, i64)> = batches.iter().map(|b| time_bounds(table, b)).collect();
+    let within = |(min, max): (i64, i64), width: i64| {
+        Some(min.div_euclid(width)).filter(|bucket| max.div_euclid(width) == *bucket)
+    };
     let mut hours: Vec<i64> = Vec::new();
-    for t in &times {
+    for (batch, bounds) in batches.iter().zip(&bounds) {
+        if batch.num_rows() == 0 || hours.len() > hours_max {
+            continue;
+        }
+        let single = within(*bounds, NANOS_PER_HOUR);
+        let times = if single.is_some() { Vec::new() } else { times_of(batch)? };
         let mut last = None;
-        for t in t {
-            let hour = t.div_euclid(NANOS_PER_HOUR);
-            if last != Some(hour) {
+        for hour in single.into_iter().chain(times.into_iter().map(|t| t.div_euclid(NANOS_PER_HOUR))) {
+            if last != Some(hour) && hours.len() <= hours_max {
                 last = Some(hour);
                 if !hours.contains(&hour) {
-                    if hours.len() > hours_max {
-                        break;
-                    }
                     hours.push(hour);
                 }
             }
@@ -202,18 +207,17 @@ pub(crate) fn split_by_bucket(
     let by_day = table == Table::MetricSeries || hours.len() > hours_max;
     let width = if by_day { NANOS_PER_DAY } else { NANOS_PER_HOUR };
     let mut out: std::collections::BTreeMap<i64, Vec<RecordBatch>> = std::collections::BTreeMap::new();
-    for (batch, times) in batches.iter().zip(&times) {
-        let mut rows: HashMap<i64, Vec<u64>> = HashMap::new();
-        let Some(first) = times.first().map(|t| t.div_euclid(width)) else { continue };
-        if times.iter().all(|t| t.div_euclid(width) == first) {
-            out.entry(first).or_default().push(batch.clone());
+    for (batch, bounds) in batches.iter().zip(&bounds).filter(|(b, _)| b.num_rows() > 0) {
+        if let Some(bucket) = within(*bounds, width) {
+            out.entry(bucket).or_default().push(batch.clone());
             continue;
         }
-        for (i, t) in times.iter().enumerate() {
-            rows.entry(t.div_euclid(width)).or_default().push(i as u64);
+        let mut rows: HashMap<i64, Vec<u32>> = HashMap::new();
+        for (i, t) in times_of(batch)?.into_iter().enumerate() {
+            rows.entry(t.div_euclid(width)).or_default().push(i as u32);
         }
         for (bucket, rows) in rows {
-            let taken = arrow::compute::take_record_batch(batch, &arrow::array::UInt64Array::from(rows))?;
+            let taken = arrow::compute::take_record_batch(batch, &arrow::array::UInt32Array::from(rows))?;
             out.entry(bucket).or_default().push(taken);
         }
     }
