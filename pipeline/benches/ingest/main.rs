@@ -1,6 +1,6 @@
 //! What ingest costs from the bytes of a request to merged parts, in CPU time of the whole process.
 //!
-//!     cargo bench -p sightline-pipeline --bench ingest [-- logs spans samples] [--lines N] [--spans N] [--samples N]
+//!     cargo bench -p sightline-pipeline --bench ingest [-- logs spans samples] [--lines N] [--rounds N] [--spans N] [--samples N]
 //!
 //! Logs: `SIGHTLINE_BENCH_INPUT=FILE.ndjson` (fields ts, namespace, app, pod, node, level, msg, perhaps trace_id), or
 //! lines made up here: 8 kinds, 128 streams. The same records go in as NDJSON and as OTLP protobuf, in requests of the
@@ -30,7 +30,7 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     if wanted("logs") {
-        runtime.block_on(logs::run(number("--lines", 1_000_000)));
+        runtime.block_on(logs::run(number("--lines", 1_000_000), number("--rounds", 3)));
     }
     if wanted("spans") {
         runtime.block_on(spans::run(number("--spans", 500_000)));

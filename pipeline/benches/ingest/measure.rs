@@ -52,6 +52,10 @@ impl Cost {
         self.decode + self.append + self.flush + self.compact
     }
 
+    pub fn or_cheaper(self, other: Option<Cost>) -> Cost {
+        other.filter(|o| o.total() <= self.total()).unwrap_or(self)
+    }
+
     pub fn print(&self, what: &str, records: u64, input_bytes: u64) {
         println!(
             "{what}: {:.0} records/CPU-s, {:.1} MB/CPU-s; {:.2} CPU-s: decode {:.2}, append {:.2}, flush {:.2}, compact {:.2}",
