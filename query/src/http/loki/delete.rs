@@ -135,9 +135,9 @@ async fn delete(State(deletes): State<Deletes>, request: Request) -> Answer {
     if params.get("start").is_none() {
         return Err(Failure::bad("start time not set"));
     }
-    let now = params::now();
     let (start, end) = params.range(0)?;
-    if end > now {
+    // After the range, whose end is now where none is given.
+    if end > params::now() {
         return Err(Failure::bad("deletes in the future are not allowed"));
     }
     let Some(range) = TimeRange::new(Timestamp(start), Timestamp(end.saturating_add(1))) else {
