@@ -40,8 +40,11 @@ pub fn batch(text: &str, job: &str, instance: &str, ts_ms: i64) -> MetricBatch {
     builder.finish()
 }
 
+/// Name, labels and value.
+type Sample<'a> = (&'a str, Vec<(&'a str, String)>, f64);
+
 /// `name{label="value",...} value`.
-fn sample(line: &str) -> Option<(&str, Vec<(&str, String)>, f64)> {
+fn sample(line: &str) -> Option<Sample<'_>> {
     if line.starts_with('#') {
         return None;
     }
