@@ -14,6 +14,7 @@ use pipeline::{
     codec::{
         Decoded, Limits,
         compress::{self, Encoding, InflateError},
+        otlp::Deltas,
     },
 };
 use storage::model::TenantId;
@@ -89,6 +90,7 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
 pub(crate) struct Push {
     pub config: PushConfig,
     pub families: FamilyMemory,
+    pub deltas: Arc<Deltas>,
     out: Output,
     memory: Arc<Semaphore>,
     memory_units: usize,
@@ -129,7 +131,15 @@ impl Push {
         let swollen = config.limits.inflated_bytes_max.saturating_mul(COST_INFLATING).max(1);
         let swelling = Semaphore::new((config.in_flight_bytes_max / swollen).max(1));
         let memory = Arc::new(Semaphore::new(memory_units));
-        Arc::new(Push { config, families: FamilyMemory::default(), out, memory, memory_units, swelling })
+        Arc::new(Push {
+            config,
+            families: FamilyMemory::default(),
+            deltas: Arc::default(),
+            out,
+            memory,
+            memory_units,
+            swelling,
+        })
     }
 
     /// Nanoseconds since the epoch.

@@ -66,11 +66,11 @@ fn otlp_json_and_protobuf() {
             input, request,
         ) {
             Err(e) => outline(&e),
-            Ok(protobuf) => outcome(otlp::decode(&protobuf, request, &limits(), NOW)),
+            Ok(protobuf) => outcome(otlp::decode(&protobuf, request, &limits(), NOW, None)),
         });
         let name = format!("{name}_protobuf");
         run(MANIFEST, Target { name: &name, seeds: vec![protobuf], words: &[] }, |input| {
-            outcome(otlp::decode(input, request, &limits(), NOW))
+            outcome(otlp::decode(input, request, &limits(), NOW, None))
         });
     }
 }

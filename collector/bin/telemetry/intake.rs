@@ -134,7 +134,7 @@ impl Intake {
             Signal::Metrics => Request::Metrics,
             Signal::Traces => Request::Traces,
         };
-        let decode = move || otlp::decode(&body, request, &Limits::default(), now_ns());
+        let decode = move || otlp::decode(&body, request, &Limits::default(), now_ns(), None);
         match tokio::task::spawn_blocking(decode).await {
             Ok(Ok(decoded)) => {
                 let refused = decoded.rejected.total();

@@ -17,7 +17,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use pipeline::{
     Output,
-    codec::{Decoded, compress::Encoding, otlp::json::Request},
+    codec::{
+        Decoded,
+        compress::Encoding,
+        otlp::{Totals, json::Request},
+    },
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -140,8 +144,12 @@ async fn take(
         1 => encoding,
         _ => return Err(invalid("the message has an unknown flag")),
     };
+    let (deltas, owner) = (push.deltas.clone(), tenant.clone());
     let mut decoded = push
-        .decode(framed, encoding, move |body, limits, now| over_http::decode(&body, request, limits, now))
+        .decode(framed, encoding, move |body, limits, now| {
+            let totals = Totals { deltas: &deltas, tenant: owner.as_str() };
+            over_http::decode(&body, request, limits, now, totals)
+        })
         .await?;
     push.deliver(Protocol::OtlpGrpc, tenant, &mut decoded, batch_id(headers)).await?;
     Ok(decoded)

@@ -12,7 +12,7 @@ use pipeline::codec::{
     Decoded, Limits,
     compress::Encoding,
     otlp::{
-        self,
+        self, Totals,
         json::Request,
         wire::{put_bytes, put_int},
     },
@@ -85,12 +85,14 @@ async fn take(
     let encoding = content_encoding(headers)?;
     let received = push.receive(headers, body, encoding != Encoding::Identity).await?;
     *sent = received.sent;
+    let (deltas, owner) = (push.deltas.clone(), tenant.clone());
     let mut decoded = push
         .decode(received.body.clone(), encoding, move |body, limits, now| {
+            let totals = Totals { deltas: &deltas, tenant: owner.as_str() };
             if is_json {
-                decode(&otlp::json::to_protobuf(&body, request)?, request, limits, now)
+                decode(&otlp::json::to_protobuf(&body, request)?, request, limits, now, totals)
             } else {
-                decode(&body, request, limits, now)
+                decode(&body, request, limits, now, totals)
             }
         })
         .await?;
@@ -99,8 +101,14 @@ async fn take(
 }
 
 /// `body`: protobuf.
-pub(crate) fn decode(body: &[u8], request: Request, limits: &Limits, now: i64) -> Result<Decoded, Failure> {
-    Ok(otlp::decode(body, request, limits, now)?)
+pub(crate) fn decode(
+    body: &[u8],
+    request: Request,
+    limits: &Limits,
+    now: i64,
+    totals: Totals<'_>,
+) -> Result<Decoded, Failure> {
+    Ok(otlp::decode(body, request, limits, now, Some(totals))?)
 }
 
 /// `google.rpc.Code` of an HTTP status.

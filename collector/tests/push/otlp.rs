@@ -1,10 +1,14 @@
+use arrow::{
+    array::{AsArray as _, RecordBatch},
+    datatypes::{Float64Type, Int64Type},
+};
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
         metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
         trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
     },
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value},
+    common::v1::{AnyValue, EntityRef, InstrumentationScope, KeyValue, KeyValueList, any_value::Value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
     metrics::v1::{
         Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric,
@@ -16,7 +20,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use serde_json::json;
-use storage::model::Table;
+use storage::model::{Labels, Table};
 
 use crate::fixture::Fixture;
 
@@ -323,7 +327,7 @@ pub fn metrics_request() -> ExportMetricsServiceRequest {
                 scope: Some(InstrumentationScope { name: "lib".into(), ..InstrumentationScope::default() }),
                 metrics: vec![
                     metric("system.network.io", "By", sum(2, vec![number(5.0)])),
-                    metric("deltas", "", sum(1, vec![number(1.0), number(2.0)])),
+                    metric("unspecified", "", sum(0, vec![number(1.0), number(2.0)])),
                     metric(
                         "request.size",
                         "By",
@@ -436,4 +440,104 @@ async fn json_metrics_and_traces_are_read() {
     let answer = f.post("/otlp/v1/traces", &[JSON], body).await.json();
     assert_eq!(answer["partialSuccess"]["rejectedSpans"], "1");
     assert_eq!(f.column(Table::Spans, "kind").await, ["3"]);
+}
+
+/// One delta sum and one delta histogram over (start, end] seconds.
+fn delta_request(start: u64, end: u64, value: i64) -> Vec<u8> {
+    const S: u64 = 1_000_000_000;
+    let (start, end) = (MS + start * S, MS + end * S);
+    let number = NumberDataPoint {
+        start_time_unix_nano: start,
+        time_unix_nano: end,
+        value: Some(number_data_point::Value::AsInt(value)),
+        ..NumberDataPoint::default()
+    };
+    let histogram = HistogramDataPoint {
+        start_time_unix_nano: start,
+        time_unix_nano: end,
+        count: 3,
+        bucket_counts: vec![1, 2],
+        explicit_bounds: vec![0.5],
+        ..HistogramDataPoint::default()
+    };
+    let metric = |name: &str, data| Metric { name: name.into(), data: Some(data), ..Metric::default() };
+    ExportMetricsServiceRequest {
+        resource_metrics: vec![ResourceMetrics {
+            resource: Some(Resource {
+                attributes: vec![kv("service.name", text("shop"))],
+                entity_refs: vec![EntityRef {
+                    r#type: "service".into(),
+                    id_keys: vec!["service.name".into()],
+                    ..EntityRef::default()
+                }],
+                ..Resource::default()
+            }),
+            scope_metrics: vec![ScopeMetrics {
+                metrics: vec![
+                    metric(
+                        "orders",
+                        metric::Data::Sum(Sum {
+                            data_points: vec![number],
+                            aggregation_temporality: 1,
+                            is_monotonic: true,
+                        }),
+                    ),
+                    metric(
+                        "took",
+                        metric::Data::Histogram(Histogram {
+                            data_points: vec![histogram],
+                            aggregation_temporality: 1,
+                        }),
+                    ),
+                ],
+                ..ScopeMetrics::default()
+            }],
+            ..ResourceMetrics::default()
+        }],
+    }
+    .encode_to_vec()
+}
+
+#[tokio::test]
+async fn delta_points_are_stored_as_running_totals_of_their_stream() {
+    let f = Fixture::new().await;
+    // The second comes twice, as after a lost answer; the last after a gap.
+    for (start, end, value) in [(0, 10, 5), (10, 20, 7), (10, 20, 7), (60, 70, 2)] {
+        let answer = f.post("/v1/metrics", &[PROTOBUF], delta_request(start, end, value)).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b""[..]));
+    }
+    // Another tenant has its own totals.
+    let headers = [PROTOBUF, ("x-scope-orgid", "other")];
+    assert_eq!(f.post("/v1/metrics", &headers, delta_request(10, 20, 7)).await.status.as_u16(), 200);
+    let samples = |batches: Vec<RecordBatch>, id: i64| {
+        let mut out: Vec<(i64, f64)> = Vec::new();
+        for b in batches {
+            let ids = b.column_by_name("series_id").unwrap().as_primitive::<Int64Type>().clone();
+            let times = b.column_by_name("ts_ms").unwrap().as_primitive::<Int64Type>().clone();
+            let values = b.column_by_name("value").unwrap().as_primitive::<Float64Type>().clone();
+            out.extend((0..b.num_rows()).filter(|i| ids.value(*i) == id).map(|i| (times.value(i), values.value(i))));
+        }
+        out.sort_by(|a, b| a.partial_cmp(b).unwrap());
+        out.dedup();
+        out
+    };
+    let series = |labels: &[(&str, &str)]| {
+        let base = [("job", "shop"), ("service_name", "shop")];
+        Labels::from_pairs(base.iter().chain(labels).copied()).id()
+    };
+    let base = (MS / 1_000_000) as i64;
+    let orders = series(&[("__name__", "orders_total")]);
+    assert_eq!(
+        samples(f.rows(Table::MetricSamples).await, orders),
+        [(1, 0.0), (10_000, 5.0), (20_000, 12.0), (60_001, 0.0), (70_000, 2.0)].map(|(ms, v)| (base + ms, v))
+    );
+    assert_eq!(
+        samples(f.rows_of("other", Table::MetricSamples).await, orders),
+        [(10_001, 0.0), (20_000, 7.0)].map(|(ms, v)| (base + ms, v))
+    );
+    let bucket = series(&[("__name__", "took_bucket"), ("le", "+Inf")]);
+    let totals: Vec<f64> = samples(f.rows(Table::MetricSamples).await, bucket).into_iter().map(|s| s.1).collect();
+    assert_eq!(totals, [0.0, 3.0, 6.0, 0.0, 3.0]);
+    let origin = f.column(Table::MetricSeries, "origin").await.join("\n");
+    assert!(origin.contains(r#""temporality":"delta""#) && origin.contains(r#""entity_refs":[{"#), "{origin}");
 }

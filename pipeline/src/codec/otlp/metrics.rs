@@ -20,8 +20,10 @@ use storage::model::{
 };
 
 use super::{
+    delta::Deltas,
     encode::{ORIGIN, SERIES},
     metric_names::{Shape, label_name, metric_name, unit_name},
+    points::{NO_RECORDED_VALUE, Totalled, check_bounds, check_scale, stream_key},
     salvage,
     value::{self, Fail},
 };
@@ -66,8 +68,6 @@ const TARGET_INFO_SAMPLES_MAX: i64 = 1_000;
 /// Zero threshold of exponential histograms that give none.
 const ZERO_THRESHOLD: f64 = 1e-128;
 
-const NO_RECORDED_VALUE: u32 = 1;
-
 /// What all points of a resource share.
 struct ResourceTexts {
     labels: Vec<(String, String)>,
@@ -83,12 +83,21 @@ struct Family {
     unit: String,
     help: String,
     kind: &'static str,
+    delta: bool,
     /// Start of the origin object, without its end.
     origin: String,
 }
 
+/// Where delta points become cumulative, and whose they are.
+#[derive(Clone, Copy)]
+pub struct Totals<'d> {
+    pub deltas: &'d Deltas,
+    pub tenant: &'d str,
+}
+
 struct Decoder<'l> {
     limits: &'l Limits,
+    totals: Option<Totals<'l>>,
     now: i64,
     bounds: TimeBounds,
     rows: MetricBatchBuilder,
@@ -100,8 +109,14 @@ struct Decoder<'l> {
 
 type Refusal = (Reason, String);
 
-/// `body`: protobuf. `now`: nanoseconds since the epoch, the time of points without one.
-pub fn decode_metrics(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded, Malformed> {
+/// `body`: protobuf. `now`: nanoseconds since the epoch, the time of points without one. Without `totals` delta points
+/// are refused.
+pub fn decode_metrics(
+    body: &[u8],
+    limits: &Limits,
+    now: i64,
+    totals: Option<Totals<'_>>,
+) -> Result<Decoded, Malformed> {
     let (request, lost) = match ExportMetricsServiceRequest::decode(body) {
         Ok(request) => (request, 0),
         Err(e) if salvage::is_text(&e) => salvage::salvage(body)?,
@@ -109,6 +124,7 @@ pub fn decode_metrics(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded,
     };
     let mut d = Decoder {
         limits,
+        totals,
         now,
         bounds: TimeBounds::new(limits, now),
         rows: MetricBatchBuilder::new(),
@@ -261,7 +277,11 @@ impl Decoder<'_> {
             origin.push(',');
         }
         let dropped = sent.resource.as_ref().map_or(0, |r| r.dropped_attributes_count);
-        if let Some(meta) = value::write_meta(None, dropped.into(), &sent.schema_url, "") {
+        let entities: Vec<Vec<u8>> =
+            sent.resource.iter().flat_map(|r| &r.entity_refs).map(|e| e.encode_to_vec()).collect();
+        let entities = value::entities_json(entities.iter().map(Vec::as_slice)).map_err(refusal)?;
+        let meta = value::write_resource_meta(dropped.into(), entities.as_deref(), &sent.schema_url);
+        if let Some(meta) = meta {
             origin.push_str("\"resource_meta\":");
             origin.push_str(&meta);
             origin.push(',');
@@ -295,7 +315,6 @@ impl Decoder<'_> {
         if let Some(kind) = metadata_text(m, SERIES) {
             return self.verbatim(m, data, kind);
         }
-        let cumulative = |t: i32| t == AggregationTemporality::Cumulative as i32;
         let (kind, shape, temporality) = match data {
             metric::Data::Gauge(_) => ("gauge", Shape::Gauge, None),
             metric::Data::Sum(s) if s.is_monotonic => ("counter", Shape::Counter, Some(s.aggregation_temporality)),
@@ -304,9 +323,10 @@ impl Decoder<'_> {
             metric::Data::ExponentialHistogram(h) => ("histogram", Shape::Other, Some(h.aggregation_temporality)),
             metric::Data::Summary(_) => ("summary", Shape::Other, None),
         };
-        if temporality.is_some_and(|t| !cumulative(t)) {
+        let delta = temporality == Some(AggregationTemporality::Delta as i32) && self.totals.is_some();
+        if !delta && temporality.is_some_and(|t| t != AggregationTemporality::Cumulative as i32) {
             let message = format!(
-                "invalid temporality and type combination for metric {:?}: send cumulative temporality",
+                "invalid temporality and type combination for metric {:?}: send cumulative or delta temporality",
                 m.name
             );
             return self.refuse(Reason::Temporality, points_of(m), message);
@@ -317,7 +337,8 @@ impl Decoder<'_> {
             return self.refuse(Reason::InvalidMetric, points_of(m), message);
         }
         let family = Family {
-            origin: family_origin(m, data, resource, scope_origin, self.limits),
+            origin: family_origin(m, data, resource, scope_origin, delta, self.limits),
+            delta,
             name,
             unit: unit_name(&m.unit),
             help: m.description.clone(),
@@ -325,10 +346,14 @@ impl Decoder<'_> {
         };
         match data {
             metric::Data::Gauge(g) => self.points(&g.data_points, |d, p| d.number(resource, &family, p)),
-            metric::Data::Sum(s) => self.points(&s.data_points, |d, p| d.number(resource, &family, p)),
-            metric::Data::Histogram(h) => self.points(&h.data_points, |d, p| d.histogram(resource, &family, p)),
+            metric::Data::Sum(s) => {
+                self.points(&s.data_points, |d, p| d.total(&family, p, &|d, p| d.number(resource, &family, p)));
+            }
+            metric::Data::Histogram(h) => {
+                self.points(&h.data_points, |d, p| d.total(&family, p, &|d, p| d.histogram(resource, &family, p)));
+            }
             metric::Data::ExponentialHistogram(h) => {
-                self.points(&h.data_points, |d, p| d.exponential(resource, &family, p));
+                self.points(&h.data_points, |d, p| d.total(&family, p, &|d, p| d.exponential(resource, &family, p)));
             }
             metric::Data::Summary(s) => self.points(&s.data_points, |d, p| d.summary(resource, &family, p)),
         }
@@ -392,6 +417,35 @@ impl Decoder<'_> {
                 self.refuse(Reason::InvalidMetric, points_of(m), message);
             }
         }
+    }
+
+    /// Takes a point of a sum or histogram; of delta temporality it is the running total that is taken.
+    fn total<P: Totalled>(
+        &mut self,
+        family: &Family,
+        p: &P,
+        take: &dyn Fn(&mut Self, &P) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let Some(totals) = self.totals.filter(|_| family.delta) else { return take(self, p) };
+        let attributes = attributes_json(p.attributes(), self.limits)?;
+        let key = stream_key(&[totals.tenant, &family.origin, &attributes]);
+        if p.flags() & NO_RECORDED_VALUE != 0 {
+            totals.deltas.forget(key);
+            return take(self, p);
+        }
+        let mut p = p.clone();
+        let now = u64::try_from(self.now).unwrap_or_default();
+        let end = if p.end() == 0 { now } else { p.end() };
+        p.set_times(p.start(), end);
+        // Before it counts in a total.
+        check_time(super::logs::nanos(end).map_err(refusal)?, self.bounds, self.now)?;
+        p.check()?;
+        let converted = totals.deltas.convert(key, &p)?;
+        if let Some(zero) = &converted.zero {
+            // A start out of bounds costs the zero only.
+            let _ = take(self, zero);
+        }
+        take(self, &converted.point)
     }
 
     fn points<P>(&mut self, points: &[P], take: impl Fn(&mut Self, &P) -> Result<(), Refusal>) {
@@ -502,13 +556,7 @@ impl Decoder<'_> {
         family: &Family,
         p: &HistogramDataPoint,
     ) -> Result<(), Refusal> {
-        let fits = p.bucket_counts.is_empty() && p.explicit_bounds.is_empty()
-            || p.bucket_counts.len() == p.explicit_bounds.len() + 1;
-        let rising = p.explicit_bounds.windows(2).all(|w| w[0] < w[1]);
-        if !fits || !rising || p.explicit_bounds.iter().any(|b| b.is_nan()) {
-            let message = format!("a histogram point of {:?} has bounds that do not fit its buckets", family.name);
-            return Err((Reason::InvalidMetric, message));
-        }
+        check_bounds(p).map_err(|(reason, message)| (reason, format!("{message} (metric {:?})", family.name)))?;
         let (mut labels, origin) = self.labels(resource, family, &p.attributes)?;
         let (ms, start) = self.times(p.time_unix_nano, p.start_time_unix_nano)?;
         let stale = p.flags & NO_RECORDED_VALUE != 0;
@@ -612,10 +660,7 @@ impl Decoder<'_> {
 
 /// A point of an exponential histogram as a native one.
 fn histogram_row(p: &ExponentialHistogramDataPoint, name: &str) -> Result<HistogramRow, Refusal> {
-    if p.scale < -4 {
-        let message = format!("an exponential histogram of {:?} has scale {}, below -4", name, p.scale);
-        return Err((Reason::InvalidMetric, message));
-    }
+    check_scale(p).map_err(|(reason, message)| (reason, format!("{message} (metric {name:?})")))?;
     let shift = u32::try_from(p.scale - 8).unwrap_or(0);
     let wrong = || (Reason::InvalidMetric, format!("a bucket offset of {:?} is out of range", name));
     let (positive_offset, positive_counts) = buckets(p.positive.as_ref(), shift).ok_or_else(wrong)?;
@@ -714,6 +759,7 @@ fn family_origin(
     data: &metric::Data,
     resource: &ResourceTexts,
     scope_origin: &str,
+    delta: bool,
     limits: &Limits,
 ) -> String {
     let mut out = String::new();
@@ -738,6 +784,9 @@ fn family_origin(
     out.push(',');
     out.push_str(&resource.origin);
     out.push_str(scope_origin);
+    if delta {
+        out.push_str("\"temporality\":\"delta\",");
+    }
     out.push_str("\"unit\":");
     json::write_string(&mut out, &m.unit);
     out.push('}');

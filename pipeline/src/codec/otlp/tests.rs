@@ -130,7 +130,7 @@ fn samples() -> Vec<(Request, Vec<u8>)> {
 fn valid_requests_are_taken_whole_and_split_the_same_way_each_time() {
     for (request, body) in samples() {
         let limits = Limits { batch_rows_max: 1, ..Limits::default() };
-        let d = decode(&body, request, &limits, 10).unwrap();
+        let d = decode(&body, request, &limits, 10, None).unwrap();
         assert_eq!((d.accepted, d.rejected.total()), (2, 0), "{request:?} {:?}", d.rejected.details);
         assert!(d.batches.len() >= 2);
         assert!(d.batches.iter().all(|b| b.rows() > 0));
@@ -205,7 +205,7 @@ fn invalid_utf8_in_metrics_refuses_its_points_only() {
         while let Some(at) = body.windows(4).position(|w| w == b"QQQQ") {
             body[at] = 0xff;
         }
-        let d = decode_metrics(&body, &Limits::default(), 10).unwrap();
+        let d = decode_metrics(&body, &Limits::default(), 10, None).unwrap();
         (d.accepted, d.rejected.total())
     };
     let fine = || metric("fine", ["a", "b"]);
@@ -224,13 +224,15 @@ proptest! {
         cut in any::<prop::sample::Index>(),
     ) {
         for (request, mut body) in samples() {
-            let _ = decode(&noise, request, &Limits::default(), 10);
+            let deltas = Deltas::default();
+            let totals = Some(Totals { deltas: &deltas, tenant: "" });
+            let _ = decode(&noise, request, &Limits::default(), 10, totals);
             for (at, byte) in &changes {
                 let i = at.index(body.len());
                 body[i] = *byte;
             }
-            let _ = decode(&body, request, &Limits::default(), 10);
-            let _ = decode(&body[..cut.index(body.len())], request, &Limits::default(), 10);
+            let _ = decode(&body, request, &Limits::default(), 10, None);
+            let _ = decode(&body[..cut.index(body.len())], request, &Limits::default(), 10, None);
         }
     }
 
@@ -247,7 +249,7 @@ proptest! {
                 text[i] = *byte;
             }
             if let Ok(body) = json::to_protobuf(&text, request) {
-                let _ = decode(&body, request, &Limits::default(), 10);
+                let _ = decode(&body, request, &Limits::default(), 10, None);
             }
         }
     }

@@ -175,6 +175,67 @@ pub fn label_text(value: Any<'_>, limits: &Limits) -> Result<String, Fail> {
     })
 }
 
+/// `EntityRef` messages as canonical JSON; `None`: there are none.
+pub fn entities_json<'a>(sent: impl Iterator<Item = &'a [u8]>) -> Result<Option<String>, Fail> {
+    let mut out = String::from("[");
+    for entity in sent {
+        if out.len() > 1 {
+            out.push(',');
+        }
+        let (mut schema, mut kind) = ("", "");
+        let (mut ids, mut descriptions): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        let mut r = Reader::new(entity);
+        while let Some((number, wire)) = r.field()? {
+            match number {
+                1 => schema = text(wire.bytes()?, "an entity's schema URL")?,
+                2 => kind = text(wire.bytes()?, "an entity's type")?,
+                3 => ids.push(text(wire.bytes()?, "an entity's key")?),
+                4 => descriptions.push(text(wire.bytes()?, "an entity's key")?),
+                _ => {}
+            }
+        }
+        let list = |out: &mut String, keys: &[&str]| {
+            out.push('[');
+            for (i, key) in keys.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                json::write_string(out, key);
+            }
+            out.push(']');
+        };
+        out.push_str("{\"description_keys\":");
+        list(&mut out, &descriptions);
+        out.push_str(",\"id_keys\":");
+        list(&mut out, &ids);
+        out.push_str(",\"schema_url\":");
+        json::write_string(&mut out, schema);
+        out.push_str(",\"type\":");
+        json::write_string(&mut out, kind);
+        out.push('}');
+    }
+    Ok((out.len() > 1).then(|| out + "]"))
+}
+
+/// As [`write_meta`], for a resource: with its entity references.
+pub fn write_resource_meta(dropped: u64, entities: Option<&str>, schema_url: &str) -> Option<String> {
+    let rest = write_meta(None, dropped, schema_url, "");
+    let Some(entities) = entities else { return rest };
+    // Keys in order: what is dropped, entities, the schema.
+    let mut out = String::from("{");
+    if dropped > 0 {
+        out.push_str(&format!("\"dropped_attributes_count\":{dropped},"));
+    }
+    out.push_str("\"entity_refs\":");
+    out.push_str(entities);
+    if !schema_url.is_empty() {
+        out.push_str(",\"schema_url\":");
+        json::write_string(&mut out, schema_url);
+    }
+    out.push('}');
+    Some(out)
+}
+
 /// What a resource or scope says beside its name and attributes, as canonical JSON; `None`: nothing.
 pub fn write_meta(attributes: Option<&str>, dropped: u64, schema_url: &str, version: &str) -> Option<String> {
     use std::fmt::Write as _;
@@ -217,12 +278,13 @@ pub struct Resource<'a> {
 impl<'a> Resource<'a> {
     pub fn read(bytes: &'a [u8], schema_url: &str, limits: &Limits) -> Result<Self, Fail> {
         let mut out = Resource::default();
-        let mut dropped = 0;
+        let (mut dropped, mut entities) = (0, Vec::new());
         let mut r = Reader::new(bytes);
         while let Some((number, wire)) = r.field()? {
             match number {
                 1 => out.attributes.push(wire.bytes()?),
                 2 => dropped = wire.varint()? & 0xffff_ffff,
+                3 => entities.push(wire.bytes()?),
                 _ => {}
             }
         }
@@ -231,7 +293,8 @@ impl<'a> Resource<'a> {
             write_attributes(&mut json, &out.attributes, limits, limits.depth_max)?;
             out.attrs = Some(json);
         }
-        out.meta = write_meta(None, dropped, schema_url, "");
+        let entities = entities_json(entities.into_iter())?;
+        out.meta = write_resource_meta(dropped, entities.as_deref(), schema_url);
         Ok(out)
     }
 

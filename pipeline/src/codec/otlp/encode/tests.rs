@@ -63,7 +63,7 @@ fn there(batches: &[Data]) -> Vec<Data> {
         let encoded = encode(data).unwrap();
         assert_eq!(encoded.unsupported, 0);
         let limits = Limits { future_max: None, ..Limits::default() };
-        let decoded = decode(&encoded.body, request_of(data), &limits, NOW).unwrap();
+        let decoded = decode(&encoded.body, request_of(data), &limits, NOW, None).unwrap();
         assert_eq!(decoded.rejected.total(), 0, "{:?}", decoded.rejected);
         out.extend(decoded.batches);
     }
@@ -82,7 +82,7 @@ fn same(got: &[Data], want: &[Data], what: &str) {
 
 fn check(body: &[u8], request: Request, seed: u64) {
     let limits = Limits { future_max: None, ..Limits::default() };
-    let here = decode(body, request, &limits, NOW).unwrap().batches;
+    let here = decode(body, request, &limits, NOW, None).unwrap().batches;
     same(&there(&here), &here, &format!("seed {seed}"));
 }
 
@@ -453,6 +453,6 @@ fn a_carried_histogram_that_is_none_is_refused() {
     let row = HistogramRow { schema: -53, custom_bounds: Some(vec![0.1, f64::INFINITY]), ..HistogramRow::default() };
     m.histogram(id, NOW / 1_000_000, None, &row);
     let encoded = encode(&Data::Metrics(m.finish())).unwrap();
-    let decoded = decode(&encoded.body, Request::Metrics, &Limits::default(), NOW).unwrap();
+    let decoded = decode(&encoded.body, Request::Metrics, &Limits::default(), NOW, None).unwrap();
     assert_eq!((decoded.accepted, decoded.rejected.total()), (0, 1));
 }
