@@ -182,7 +182,7 @@ fn is_card(bytes: &[u8], places: &[usize]) -> bool {
                 d => d,
             })
             .sum();
-        sum % 10 == 0
+        sum.is_multiple_of(10)
     };
     issuer && luhn()
 }
