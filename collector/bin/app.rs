@@ -81,6 +81,10 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let otlp_http_addr = address(&otlp_http, config.otlp_http);
 
     let dir = std::path::absolute(&config.store.dir).unwrap_or_else(|_| config.store.dir.clone());
+    let stores_in = match &config.store.bucket {
+        None => dir.display().to_string(),
+        Some(url) => format!("{url}, log and cache in {}", dir.display()),
+    };
     let memory = config.store.memory_bytes_max;
     let durability = config.store.durability;
     let store = Store::open(config.store.clone()).await?;
@@ -110,7 +114,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         url: url.clone(),
         facts: vec![
             ("Collects".into(), found.join("; ")),
-            ("Stores in".into(), dir.display().to_string()),
+            ("Stores in".into(), stores_in.clone()),
             ("Durability".into(), format!("{durability:?}")),
             ("OTLP".into(), format!("gRPC {grpc_addr}, HTTP {otlp_http_addr}")),
         ],
@@ -164,7 +168,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     banner.push(format!(
         "  takes OTLP gRPC {grpc_addr}, OTLP HTTP {otlp_http_addr}, Loki push and NDJSON on the first"
     ));
-    banner.push(format!("  stores in {}", dir.display()));
+    banner.push(format!("  stores in {stores_in}"));
     banner.push(format!(
         "  try: curl -G '{url}/loki/api/v1/query_range' --data-urlencode 'query={{container=~\".+\"}}'"
     ));

@@ -54,6 +54,12 @@ pub struct ServeArgs {
     /// Where everything is stored [default: ./sightline-data]
     #[arg(long, env = "SIGHTLINE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Keep parts in a bucket, for example s3://bucket/prefix, with credentials from the AWS_* variables [default: the data directory]
+    #[arg(long, env = "SIGHTLINE_STORE", value_name = "URL")]
+    pub store: Option<String>,
+    /// Disk for what is read from the bucket [default: 4GiB]
+    #[arg(long, env = "SIGHTLINE_CACHE_SIZE", value_name = "SIZE")]
+    pub cache_size: Option<Bytes>,
     /// Address of the HTTP API [default: 127.0.0.1:7600]
     #[arg(long, env = "SIGHTLINE_HTTP", value_name = "ADDR")]
     pub http: Option<SocketAddr>,

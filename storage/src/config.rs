@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     model::{Table, TenantId},
+    object::BucketUrl,
     part::Promoted,
 };
 
@@ -44,7 +45,12 @@ impl Retention {
 
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
+    /// Log, lock and read cache; without a bucket, everything.
     pub dir: PathBuf,
+    /// Where parts and their logs are, if not in `dir`.
+    pub bucket: Option<BucketUrl>,
+    /// Bound of the read cache on the local disk; of use with a bucket only.
+    pub cache_bytes: u64,
     pub durability: Durability,
     /// Names this writer in the Delta log; two stores on one bucket need two names.
     pub node: String,
@@ -69,6 +75,8 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         StoreConfig {
             dir: dir.into(),
+            bucket: None,
+            cache_bytes: 4 << 30,
             durability: Durability::Group,
             node: "local".to_owned(),
             memory_bytes_max: 768 << 20,

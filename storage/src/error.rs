@@ -11,6 +11,8 @@ pub enum ErrorKind {
     Overloaded,
     Deadline,
     Corrupt,
+    /// Something elsewhere that is needed does not answer.
+    Unavailable,
     Internal,
 }
 
@@ -26,6 +28,10 @@ pub enum OpenError {
     NewerVersion { dir: PathBuf, found: u32, known: u32 },
     #[error("data directory {dir} does not look like ours: {reason}")]
     Foreign { dir: PathBuf, reason: String },
+    #[error("cannot use the store {store}: {reason}")]
+    Store { store: String, reason: String },
+    #[error("data directory {dir} belongs to {known}, not to {asked}; {hint}")]
+    OtherStore { dir: PathBuf, known: String, asked: String, hint: String },
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {path}")]
@@ -73,6 +79,9 @@ pub enum ScanError {
     TooLarge { what: &'static str, limit: usize },
     #[error("cannot read part {part}: {reason}")]
     Corrupt { part: String, reason: String },
+    /// A part is in a store that does not answer now.
+    #[error("cannot read part {part}: {reason}; try again later")]
+    Unavailable { part: String, reason: String },
     #[error("scan failed: {0}")]
     Internal(String),
 }
@@ -83,6 +92,7 @@ impl ScanError {
             ScanError::Invalid(_) => ErrorKind::Invalid,
             ScanError::TooLarge { .. } => ErrorKind::TooLarge,
             ScanError::Corrupt { .. } => ErrorKind::Corrupt,
+            ScanError::Unavailable { .. } => ErrorKind::Unavailable,
             ScanError::Internal(_) => ErrorKind::Internal,
         }
     }

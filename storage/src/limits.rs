@@ -78,5 +78,15 @@ pub const WAL_ROTATE_BYTES: u64 = 4 << 20;
 /// WAL bytes on disk that force a flush of the table that holds the oldest record.
 pub const WAL_BYTES_MAX: u64 = 1 << 30;
 
+/// WAL bytes on disk above which writes are refused: what cannot be flushed for so long must not fill the disk.
+pub const WAL_BYTES_FULL: u64 = 4 << 30;
+
+/// Pause after failed flushes: the first, doubling to the longest, so that a store that is away is not asked all the time.
+pub const FLUSH_PAUSE_FIRST: std::time::Duration = std::time::Duration::from_millis(500);
+pub const FLUSH_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// How long series are taken for new without a look at parts in a store that did not answer.
+pub const INDEX_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Batches up to this size are encoded on the caller's thread; larger ones on a blocking thread.
 pub const INLINE_ENCODE_BYTES: usize = 64 << 10;

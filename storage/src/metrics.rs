@@ -46,6 +46,18 @@ pub struct StoreMetrics {
     pub wal_written_bytes: AtomicU64,
     /// Gauge: percent of the disk in use while writes are refused, else 0.
     pub disk_full_percent: AtomicU64,
+    pub object_gets: AtomicU64,
+    pub object_get_bytes: AtomicU64,
+    pub object_puts: AtomicU64,
+    pub object_put_bytes: AtomicU64,
+    pub object_lists: AtomicU64,
+    pub object_deletes: AtomicU64,
+    pub object_failures: AtomicU64,
+    pub cache_hit_bytes: AtomicU64,
+    pub cache_miss_bytes: AtomicU64,
+    pub cache_damaged: AtomicU64,
+    /// Gauge.
+    pub cache_bytes: AtomicU64,
 }
 
 /// One rendered metric: name, help, type, labels, value.
@@ -178,6 +190,39 @@ impl StoreMetrics {
                 get(&self.disk_full_percent),
             ),
         ]);
+        out.extend(self.object_lines());
         out
+    }
+
+    /// Of a store in a bucket; zeros without one.
+    fn object_lines(&self) -> Vec<MetricLine> {
+        let request = |operation: &str, a: &AtomicU64| MetricLine {
+            name: "storage_object_requests_total",
+            help: "Requests to the bucket, tries again not counted.",
+            kind: "counter",
+            labels: vec![("operation", operation.to_owned())],
+            value: a.load(Ordering::Relaxed) as f64,
+        };
+        let line = |name, help, kind, a: &AtomicU64| MetricLine {
+            name,
+            help,
+            kind,
+            labels: Vec::new(),
+            value: a.load(Ordering::Relaxed) as f64,
+        };
+        let counter = |name, help, a| line(name, help, "counter", a);
+        vec![
+            request("get", &self.object_gets),
+            request("put", &self.object_puts),
+            request("list", &self.object_lists),
+            request("delete", &self.object_deletes),
+            counter("storage_object_failures_total", "Requests the bucket did not answer.", &self.object_failures),
+            counter("storage_object_read_bytes_total", "Bytes read from the bucket.", &self.object_get_bytes),
+            counter("storage_object_written_bytes_total", "Bytes sent to the bucket.", &self.object_put_bytes),
+            counter("storage_cache_hit_bytes_total", "Bytes of parts read from the disk.", &self.cache_hit_bytes),
+            counter("storage_cache_miss_bytes_total", "Bytes of parts that were fetched.", &self.cache_miss_bytes),
+            counter("storage_cache_damaged_total", "Blocks of the cache that had changed.", &self.cache_damaged),
+            line("storage_cache_bytes", "Bytes held by the read cache.", "gauge", &self.cache_bytes),
+        ]
     }
 }

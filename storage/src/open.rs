@@ -17,28 +17,45 @@ use crate::{
     lock::DataDir,
     metrics::StoreMetrics,
     model::{Table, TenantId, TimeRange, Timestamp},
-    object::{LocalStore, Objects},
+    object::{
+        LocalStore, Objects, Remote,
+        bridge::Bridged,
+        cache::{BlockCache, Cached},
+        owner,
+    },
     part::{Promoted, table_schema},
     part_cache::PartCache,
     scan::{ScanRequest, ScanStats, select::RowSelector, stream::RowSource},
     sources::SourceMemory,
-    store::{Environment, Inner, TableData, TableState, Wake},
+    store::{Environment, Far, Inner, TableData, TableState, Wake},
     wal::{self, RecoveryReport, ReplayedRecord, WalError, WalOptions},
 };
 
-/// Folder of the tables in the data directory.
+/// Folder of the tables in the data directory or bucket.
 pub(crate) const TABLES: &str = "data";
+/// Folder of the read cache in the data directory.
+const CACHE: &str = "cache";
 
-pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
+pub(crate) fn open(mut config: StoreConfig, env: Environment) -> Result<Arc<Inner>, OpenError> {
     let dir = if env.lock_dir { Some(DataDir::open(&config.dir)?) } else { None };
     let local = LocalStore::on(env.vfs.clone(), &config.dir);
     if let Err(e) = local.clean_temporary() {
         tracing::warn!(dir = %config.dir.display(), error = %e, "cannot remove what unfinished writes left");
     }
-    let objects: Arc<dyn Objects> = Arc::new(local);
+    let (objects, far, taken_over): (Arc<dyn Objects>, _, _) = match remote(&config, &env)? {
+        None => {
+            owner::check_local(&*env.vfs, &config.dir)?;
+            (Arc::new(local), None, false)
+        }
+        Some(remote) => {
+            let (objects, far, taken_over) = open_remote(&mut config, &env, &remote)?;
+            (objects, Some(far), taken_over)
+        }
+    };
     let mut tables = BTreeMap::new();
     for (tenant, table) in existing_tables(&objects)? {
-        let state = open_table(&objects, &env, &config.promoted, &tenant, table)
+        // Files of an owner before us that no entry names may be about to be named.
+        let state = open_table(&objects, &env, &config.promoted, &tenant, table, !taken_over)
             .map_err(|e| OpenError::Catalog { table: format!("{tenant}/{}", table.name()), source: Box::new(e) })?;
         tables.insert((tenant, table), Arc::new(state));
     }
@@ -83,6 +100,11 @@ pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, 
         head_bytes: AtomicUsize::new(0),
         head_freed: tokio::sync::Notify::new(),
         disk_full_percent: AtomicU8::new(0),
+        wal_full: AtomicBool::new(false),
+        creating: Mutex::new(()),
+        flush_pause: Mutex::new((0, std::time::Duration::ZERO)),
+        index_not_before: Mutex::new(std::time::Duration::ZERO),
+        far,
         stop: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         wake: Wake::default(),
@@ -100,6 +122,43 @@ pub(crate) fn open(config: StoreConfig, env: Environment) -> Result<Arc<Inner>, 
             .map_err(|source| OpenError::Write { path: inner.config.dir.clone(), source })?;
     }
     Ok(inner)
+}
+
+/// The bucket that was asked for.
+fn remote(config: &StoreConfig, env: &Environment) -> Result<Option<Remote>, OpenError> {
+    if let Some(remote) = &env.remote {
+        return Ok(Some(remote.clone()));
+    }
+    let Some(url) = &config.bucket else { return Ok(None) };
+    Remote::from_env(url)
+        .map(Some)
+        .map_err(|e| OpenError::Store { store: url.to_string(), reason: format!("check the AWS_ variables: {e}") })
+}
+
+/// The bucket as a store that is ours, read through a cache; and whether it was another's until now.
+fn open_remote(
+    config: &mut StoreConfig,
+    env: &Environment,
+    remote: &Remote,
+) -> Result<(Arc<dyn Objects>, Far, bool), OpenError> {
+    let bridge = Bridged::start(remote)
+        .map_err(|e| OpenError::Store { store: remote.name.clone(), reason: format!("cannot start threads: {e}") })?;
+    let claimed = owner::claim(remote, &bridge, &*env.vfs, &config.dir)?;
+    config.node = claimed.writer;
+    let stats = bridge.stats();
+    let cache = match BlockCache::open(&config.dir.join(CACHE), config.cache_bytes) {
+        Ok(cache) => cache.map(Arc::new),
+        Err(e) => {
+            tracing::warn!(dir = %config.dir.display(), error = %e, "no read cache: everything is read from the store");
+            None
+        }
+    };
+    let bridge: Arc<dyn Objects> = Arc::new(bridge);
+    let objects = match &cache {
+        Some(cache) => Arc::new(Cached::new(bridge, cache.clone())),
+        None => bridge,
+    };
+    Ok((objects, Far { lease: claimed.lease, stats, cache }, claimed.taken_over))
 }
 
 /// The Delta transaction id of a node's WAL for a table.
@@ -153,8 +212,9 @@ pub(crate) fn open_table(
     promoted: &Promoted,
     tenant: &TenantId,
     table: Table,
+    clear_orphans: bool,
 ) -> Result<TableState, CatalogError> {
-    let catalog = load_catalog(objects, env, promoted, tenant, table, true)?;
+    let catalog = load_catalog(objects, env, promoted, tenant, table, clear_orphans)?;
     Ok(TableState {
         tenant: tenant.clone(),
         table,
@@ -233,7 +293,7 @@ impl Replay<'_> {
         if let Some(state) = self.tables.get(&key) {
             return Some(state.clone());
         }
-        match open_table(self.objects, self.env, self.promoted, tenant, table) {
+        match open_table(self.objects, self.env, self.promoted, tenant, table, false) {
             Ok(state) => Some(self.tables.entry(key).or_insert(Arc::new(state)).clone()),
             Err(e) => {
                 let table = format!("{tenant}/{}", table.name());

@@ -86,6 +86,18 @@ impl RangeRead for ObjectRange {
     fn read(&self, range: std::ops::Range<u64>) -> std::io::Result<bytes::Bytes> {
         self.objects.get_range(&self.path, range)
     }
+
+    fn read_many(&self, ranges: &[std::ops::Range<u64>]) -> std::io::Result<Vec<bytes::Bytes>> {
+        self.objects.get_ranges(&self.path, ranges)
+    }
+
+    fn is_far(&self) -> bool {
+        self.objects.may_land_late()
+    }
+
+    fn read_again(&self, range: std::ops::Range<u64>) -> std::io::Result<bytes::Bytes> {
+        self.objects.get_range_again(&self.path, range)
+    }
 }
 
 /// Rows of a part. Holding it keeps the part's file from being deleted.

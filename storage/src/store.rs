@@ -1,7 +1,7 @@
 //! The store: append, scan, labels, close. Opening is in [`crate::open`], background work in [`crate::compact::worker`].
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -26,7 +26,7 @@ use crate::{
     lock::DataDir,
     metrics::StoreMetrics,
     model::{Labels, Matcher, Table, TenantId, TimeRange},
-    object::Objects,
+    object::{Objects, Remote, bridge::ObjectStats, cache::BlockCache, owner::Lease},
     part_cache::{HeadSource, PartCache, PartSource},
     scan::{
         select::{self, RowSelector},
@@ -90,6 +90,8 @@ pub struct Environment {
     pub clock: Arc<dyn Clock>,
     /// Take the directory's lock and check whose it is. Off on a file system that only this process sees.
     pub lock_dir: bool,
+    /// Where parts and logs are, instead of what the configuration names.
+    pub remote: Option<Remote>,
 }
 
 impl Default for Environment {
@@ -98,6 +100,7 @@ impl Default for Environment {
             vfs: Arc::new(crate::vfs::OsVfs),
             clock: Arc::new(crate::vfs::SystemClock::default()),
             lock_dir: true,
+            remote: None,
         }
     }
 }
@@ -206,6 +209,16 @@ pub(crate) struct Inner {
     pub published_seq: AtomicU64,
     /// Percent of the disk in use while writes are refused, else 0.
     pub disk_full_percent: AtomicU8,
+    /// The log on disk is as long as it may get: nothing could be flushed for long.
+    pub wal_full: AtomicBool,
+    /// Held while a table is created, which may wait for the store.
+    pub creating: Mutex<()>,
+    /// Failed flushes in a row, and until when (monotonic) none is tried in the background.
+    pub flush_pause: Mutex<(u32, Duration)>,
+    /// Until when (monotonic) parts are not looked into for series.
+    pub index_not_before: Mutex<Duration>,
+    /// With a bucket only.
+    pub far: Option<Far>,
     pub stop: AtomicBool,
     pub closed: AtomicBool,
     pub wake: Wake,
@@ -219,6 +232,13 @@ pub(crate) struct Inner {
     pub publishing: Mutex<()>,
     /// Given back by [`Inner::close`], after everything that writes has ended.
     pub dir: Mutex<Option<DataDir>>,
+}
+
+/// What a store in a bucket has more than one in a folder.
+pub(crate) struct Far {
+    pub lease: Lease,
+    pub stats: Arc<ObjectStats>,
+    pub cache: Option<Arc<BlockCache>>,
 }
 
 impl Store {
@@ -260,7 +280,8 @@ impl Store {
         let input_bytes: usize = append.rows.iter().map(|(_, b)| b.get_array_memory_size()).sum();
         let reserved = inner.reserve_head(input_bytes).await?;
         let rows = append.rows.iter().map(|(_, b)| b.num_rows()).sum();
-        let entry = if input_bytes > limits::INLINE_ENCODE_BYTES {
+        // With a bucket, a look into its parts may be needed.
+        let entry = if input_bytes > limits::INLINE_ENCODE_BYTES || inner.far.is_some() {
             let inner = inner.clone();
             tokio::task::spawn_blocking(move || inner.prepare(append, reserved, admitted))
                 .await
@@ -471,6 +492,13 @@ impl Inner {
         if self.closed.load(Ordering::Acquire) {
             return Err(AppendError::Closed);
         }
+        if let Some(reason) = self.far.as_ref().and_then(|far| far.lease.lost()) {
+            return Err(AppendError::Io(format!("the store is another's: {reason}")));
+        }
+        if self.wal_full.load(Ordering::Relaxed) {
+            self.metrics.append_overloaded.fetch_add(1, Ordering::Relaxed);
+            return Err(AppendError::Overloaded { retry_after: Duration::from_secs(5) });
+        }
         let used = self.disk_full_percent.load(Ordering::Relaxed);
         if used > 0 {
             self.metrics.append_disk_full.fetch_add(1, Ordering::Relaxed);
@@ -533,22 +561,39 @@ impl Inner {
         if let Some(state) = self.table(tenant, table) {
             return Ok(state);
         }
-        let mut tables = self.tables.write();
-        if let Some(state) = tables.get(&(tenant.clone(), table)) {
-            return Ok(state.clone());
+        // Not under the lock of the tables: with a bucket this takes a while, and scans go on meanwhile.
+        let _one = self.creating.lock();
+        if let Some(state) = self.table(tenant, table) {
+            return Ok(state);
         }
         // Nothing is created once the directory may belong to someone else: see `Inner::close`.
         if self.closed.load(Ordering::Acquire) {
             return Err(AppendError::Closed);
         }
-        if tables.len() >= limits::TABLES_MAX {
+        if self.tables.read().len() >= limits::TABLES_MAX {
             return Err(AppendError::Invalid(format!("more than {} tables; use fewer tenants", limits::TABLES_MAX)));
         }
-        let state = crate::open::open_table(&self.objects, &self.env, &self.config.promoted, tenant, table)
+        let state = crate::open::open_table(&self.objects, &self.env, &self.config.promoted, tenant, table, false)
             .map_err(|e| AppendError::Io(format!("cannot create table {tenant}/{}: {e}", table.name())))?;
         let state = Arc::new(state);
-        tables.insert((tenant.clone(), table), state.clone());
+        self.tables.write().insert((tenant.clone(), table), state.clone());
         Ok(state)
+    }
+
+    /// Brings the index of series up to date for these days. A store that is away is no reason to refuse points: series that
+    /// are not known are then taken for new, which costs their rows once more.
+    fn know_series(&self, state: &TableState, days: &HashSet<i64>) -> Result<(), AppendError> {
+        let now = self.env.clock.monotonic();
+        if now < *self.index_not_before.lock() {
+            return Ok(());
+        }
+        match self.ensure_days(state, days) {
+            Err(ScanError::Unavailable { .. }) => {
+                *self.index_not_before.lock() = now + limits::INDEX_PAUSE;
+                Ok(())
+            }
+            other => other.map_err(|e| AppendError::Io(e.to_string())),
+        }
     }
 
     /// Derives columns, encodes the WAL record and prepares what happens once it is durable. `None`: nothing to write.
@@ -571,8 +616,7 @@ impl Inner {
             if *table == Table::MetricSeries && batch.num_rows() > 0 {
                 rows::check_schema(*table, batch)?;
                 let state = self.table_or_create(&append.tenant, *table)?;
-                self.ensure_days(&state, &lives.keys().map(|(_, day)| *day).collect())
-                    .map_err(|e| AppendError::Io(e.to_string()))?;
+                self.know_series(&state, &lives.keys().map(|(_, day)| *day).collect())?;
                 if let Some(new) = crate::head::points::new_series(&state.index.read(), batch, &lives)? {
                     // First, so that a series is visible no later than its points.
                     stored.insert(0, rows::derive(Table::MetricSeries, &new)?);

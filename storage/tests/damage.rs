@@ -23,7 +23,8 @@ use storage::{
 
 async fn open(vfs: &SimVfs, background: bool) -> (Store, Arc<SimClock>) {
     let clock = Arc::new(SimClock::new(Timestamp(rows::BASE_MS * 1_000_000)));
-    let env = Environment { vfs: Arc::new(vfs.clone()), clock: clock.clone(), lock_dir: false };
+    let env =
+        Environment { vfs: Arc::new(vfs.clone()), clock: clock.clone(), lock_dir: false, ..Environment::default() };
     let mut config = StoreConfig::new("/store");
     config.background = background;
     (Store::open_on(config, env).await.unwrap(), clock)

@@ -34,7 +34,7 @@ fn disk(flush: bool) -> SimVfs {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let clock = Arc::new(SimClock::new(Timestamp(rows::BASE_MS * 1_000_000)));
-        let env = Environment { vfs: Arc::new(vfs.clone()), clock, lock_dir: false };
+        let env = Environment { vfs: Arc::new(vfs.clone()), clock, lock_dir: false, ..Environment::default() };
         let mut config = StoreConfig::new("/store");
         config.background = false;
         let store = Store::open_on(config, env).await.unwrap();

@@ -26,6 +26,7 @@ use storage::{
     Durability, Promoted, StoreConfig,
     config::{Retention, RetentionRule},
     model::{Table, TenantId},
+    object::BucketUrl,
     vfs::{Clock, SystemClock},
 };
 
@@ -88,6 +89,10 @@ struct FileLimits {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct FileStorage {
+    /// `s3://bucket/prefix`: parts and their logs go there.
+    store: Option<String>,
+    /// Disk for what is read from the bucket; by default 4GiB.
+    cache_bytes: Option<Bytes>,
     /// Bytes of one table in memory that trigger a flush; by default a sixth of the memory limit, 4MiB to 128MiB.
     flush_bytes: Option<Bytes>,
     /// Age of the oldest row in memory that triggers a flush; by default 5m.
@@ -238,6 +243,14 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     let file: File = check::read(document, "", &document.value, problems)?;
     let at = |path: &str, message: String| Problem { place: document.place(path), path: path.to_owned(), message };
     let mut found = Vec::new();
+    let bucket = match args.store.as_deref().or(file.storage.store.as_deref()).map(BucketUrl::parse) {
+        Some(Err(e)) => {
+            found.push(at("storage.store", e));
+            None
+        }
+        Some(Ok(url)) => Some(url),
+        None => None,
+    };
     let mut retention = retention(&file.retention, &mut |path, message| found.push(at(path, message)));
     let tenants = tenants::check(&file.tenants, &mut retention, &mut |path, message| found.push(at(path, message)));
     let mut telemetry = telemetry(&file.telemetry, &mut |path, message| found.push(at(path, message)));
@@ -288,6 +301,10 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     }
     store.promoted = promoted;
     store.retention = retention;
+    store.bucket = bucket;
+    if let Some(Bytes(n)) = args.cache_size.or(file.storage.cache_bytes) {
+        store.cache_bytes = n;
+    }
     if let Some(percent) = file.limits.disk_used_percent {
         store.disk_used_max = f64::from(percent) / 100.0;
     }
@@ -544,6 +561,21 @@ mod tests {
         assert!(lines[2].starts_with("f.yaml:3:15: memory_limit: invalid size"), "{all}");
         assert!(lines[3].contains("5:24: retention[0].table: unknown table `lgos`"), "{all}");
         assert!(lines[4].contains("did you mean `stdout`?"), "{all}");
+    }
+
+    #[test]
+    fn a_bucket_is_named_by_the_file_or_a_flag() {
+        let text = "storage: {store: s3://logs/prod, cache_bytes: 1GiB}\n";
+        let document = Document::parse(text).unwrap();
+        let mut problems = Vec::new();
+        let store = build(&document, &ServeArgs::default(), &mut problems).unwrap().store;
+        assert_eq!((store.bucket.unwrap().to_string().as_str(), store.cache_bytes), ("s3://logs/prod", 1 << 30));
+        let args = ServeArgs { store: Some("s3://other".into()), ..ServeArgs::default() };
+        let store = build(&document, &args, &mut problems).unwrap().store;
+        assert_eq!(store.bucket.unwrap().to_string(), "s3://other");
+        assert!(problems.is_empty(), "{problems:?}");
+        let ConfigError(lines) = check("storage: {store: gs://x}\n", "f.yaml").unwrap_err();
+        assert!(lines[0].starts_with("f.yaml:1:18: storage.store: invalid store `gs://x`"), "{lines:?}");
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn prometheus_error(error: &QueryError) -> Response<Body> {
         QueryError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
         QueryError::Storage(e) => match e.kind() {
             ErrorKind::Invalid | ErrorKind::TooLarge => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
-            ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ErrorKind::Overloaded | ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         },
         QueryError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -77,7 +77,7 @@ pub fn tempo_error(error: &QueryError) -> Response<Body> {
         _ => match error.kind() {
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
             ErrorKind::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorKind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         },
     };

@@ -5,6 +5,8 @@ use std::{
     io,
 };
 
+use bytes::Bytes;
+
 use super::{
     actions::{Action, CommitInfo, parse_entry, write_entry},
     checkpoint,
@@ -15,6 +17,9 @@ use crate::{
     model::Timestamp,
     object::{ObjectInfo, Objects, PutMode},
 };
+
+/// How often a file that does not parse is read before it counts as damaged, where the way here may be what is wrong.
+const READ_TRIES: usize = 3;
 
 /// Missing versions in a row that are taken for a hole to fill; a greater jump is a stray file.
 const HOLE_VERSIONS_MAX: i64 = 1_000;
@@ -117,9 +122,7 @@ impl Loader<'_> {
                 state.version = hole;
                 continue;
             }
-            let bytes =
-                self.objects.get(&path).map_err(|source| CatalogError::Read { path: path.clone(), source })?;
-            match parse_entry(&bytes) {
+            match self.read(&path, |bytes| parse_entry(&bytes))? {
                 Ok(actions) => {
                     state.apply_all(actions);
                 }
@@ -133,6 +136,20 @@ impl Loader<'_> {
             self.report.entries_replayed += 1;
         }
         Ok(Some(state))
+    }
+
+    /// Reads and parses a file of the log. Inner error: its bytes are wrong.
+    fn read<T, E>(&self, path: &str, parse: impl Fn(Bytes) -> Result<T, E>) -> Result<Result<T, E>, CatalogError> {
+        let tries = if self.objects.may_land_late() { READ_TRIES } else { 1 };
+        let mut at = 1;
+        loop {
+            let got = self.objects.get(path);
+            let bytes = got.map_err(|source| CatalogError::Read { path: path.to_owned(), source })?;
+            match parse(bytes) {
+                Err(_) if at < tries => at += 1,
+                parsed => return Ok(parsed),
+            }
+        }
     }
 
     /// An entry may be seen and yet not survive a power cut, if its writer failed or died at the last step. What is built on
@@ -157,9 +174,7 @@ impl Loader<'_> {
         let mut state = None;
         while let Some((&version, path)) = listing.checkpoints.last_key_value() {
             let path = path.clone();
-            let bytes =
-                self.objects.get(&path).map_err(|source| CatalogError::Read { path: path.clone(), source })?;
-            match checkpoint::decode(bytes) {
+            match self.read(&path, checkpoint::decode)? {
                 Ok(actions) if complete(&actions) => {
                     let mut s = State::empty(version);
                     s.apply_all(actions);
@@ -221,8 +236,9 @@ impl Loader<'_> {
         }
     }
 
-    /// Compares the log with the files there are: gives the paths not to serve, and clears away what nothing names.
-    pub fn check_files(&mut self, state: &State) -> Result<Vec<String>, CatalogError> {
+    /// Compares the log with the files there are: gives the paths not to serve, and the files that nothing names and that
+    /// may go.
+    pub fn check_files(&mut self, state: &State) -> Result<(Vec<String>, Vec<String>), CatalogError> {
         let prefix = &self.options.prefix;
         let files: Vec<ObjectInfo> =
             self.objects.list(prefix).map_err(|source| CatalogError::Read { path: prefix.clone(), source })?;
@@ -243,9 +259,10 @@ impl Loader<'_> {
             bad.push(entry.path.clone());
         }
         if !self.options.exclusive || !self.options.clear_orphans {
-            return Ok(bad);
+            return Ok((bad, Vec::new()));
         }
-        for f in &files {
+        let mut orphans = Vec::new();
+        for f in files {
             let name = inside(&f.path);
             if name.starts_with('_') || !name.ends_with(".parquet") || state.adds.contains_key(&name) {
                 continue;
@@ -254,16 +271,10 @@ impl Loader<'_> {
                 self.report.orphans_kept += 1;
                 continue;
             }
-            // It is older than this open: the data directory is ours alone, and the list was made before any write.
-            match self.objects.delete(&f.path) {
-                Ok(()) => self.report.orphans_deleted += 1,
-                Err(e) => {
-                    tracing::warn!(path = f.path, error = %e, "cannot delete a file no table names");
-                    self.report.orphans_kept += 1;
-                }
-            }
+            // It is older than this open: the folder is ours alone, and the list was made before any write.
+            orphans.push(f.path);
         }
-        Ok(bad)
+        Ok((bad, orphans))
     }
 }
 

@@ -19,6 +19,7 @@ pub mod table;
 
 pub use load::{Damage, OpenReport};
 pub use purge::Purge;
+pub(crate) use table::new_uuid;
 pub use table::{
     Bucket, CatalogError, Commit, Committed, NewPart, Operation, PartEntry, TableCatalog, TableOptions, part_path,
 };

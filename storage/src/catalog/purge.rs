@@ -51,10 +51,11 @@ impl Purge {
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let mut done = Purged::default();
         let mut kept = Vec::new();
+        let mut away = false;
         for w in waiting {
             // The count is one when this list is the only holder: nobody can get at the part any more, because it has
             // left the live list, so the count cannot rise again.
-            if Arc::strong_count(&w.entry) > 1 || now.nanos().saturating_sub(w.since.nanos()) < grace {
+            if away || Arc::strong_count(&w.entry) > 1 || now.nanos().saturating_sub(w.since.nanos()) < grace {
                 kept.push(w);
                 continue;
             }
@@ -67,6 +68,8 @@ impl Purge {
                 Err(e) => {
                     tracing::warn!(file = w.file, error = %e, "cannot delete a retired part, will try again");
                     done.failed += 1;
+                    // The others would wait for the same answer.
+                    away = crate::object::bridge::away(&e).is_some();
                     kept.push(w);
                 }
             }

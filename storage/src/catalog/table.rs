@@ -44,6 +44,9 @@ const COMMIT_RACES_MAX: usize = 256;
 /// longer would find the name of a cleared entry free and commit into the past.
 const SHARED_LOG_KEEP_NS: i64 = 7 * NANOS_PER_DAY;
 
+/// How often an entry is put again whose put failed without trace, where such a put may come into effect later.
+const LATE_TRIES: usize = 4;
+
 /// Tries to make an entry's folder durable before the outcome of a commit counts as unknown.
 pub(super) const SETTLE_TRIES: usize = 3;
 
@@ -354,8 +357,9 @@ impl TableCatalog {
             reason: "an entry just written is not there".into(),
         })?;
         check_protocol(&options, &state)?;
-        let unserved: HashSet<String> = loader.check_files(&state)?.into_iter().collect();
-        let report = loader.report;
+        let (unserved, orphans) = loader.check_files(&state)?;
+        let unserved: HashSet<String> = unserved.into_iter().collect();
+        let mut report = loader.report;
         let live = state.sorted().into_iter().filter(|p| !unserved.contains(&p.path)).collect();
         let catalog = TableCatalog {
             objects,
@@ -365,7 +369,39 @@ impl TableCatalog {
             checkpointing: Mutex::new(()),
         };
         catalog.adopt_schema(&wanted, now)?;
+        catalog.clear_orphans(orphans, &mut report, now)?;
         Ok((catalog, report))
+    }
+
+    /// Deletes part files that no entry names.
+    fn clear_orphans(
+        &self,
+        orphans: Vec<String>,
+        report: &mut OpenReport,
+        now: Timestamp,
+    ) -> Result<(), CatalogError> {
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        let inner = &mut *self.inner.lock();
+        if self.objects.may_land_late() {
+            // An entry that a process before us sent may still be on its way and name one of them. With the next version
+            // taken it cannot land any more, or it has, and then it is known now.
+            self.append(inner, "FENCE", true, now, None, &[], |_| Vec::new())?;
+        }
+        for file in orphans {
+            if inner.state.adds.contains_key(file.get(self.options.prefix.len() + 1..).unwrap_or_default()) {
+                continue;
+            }
+            match self.objects.delete(&file) {
+                Ok(()) => report.orphans_deleted += 1,
+                Err(e) => {
+                    tracing::warn!(path = file, error = %e, "cannot delete a file no table names");
+                    report.orphans_kept += 1;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings the metadata up to what this program writes.
@@ -556,10 +592,11 @@ impl TableCatalog {
             self.check_not_stale(inner.state.version)?;
             let mut all = vec![info(operation, now, blind, id.clone())];
             all.extend(actions(version));
-            match self.objects.put(&path, &actions::write_entry(&all), PutMode::Create) {
+            let entry = actions::write_entry(&all);
+            match self.objects.put(&path, &entry, PutMode::Create) {
                 Ok(()) => {}
                 Err(e) => {
-                    if !self.is_ours(inner, version, &path, &id, e)? {
+                    if !self.is_ours(inner, version, &path, &id, &entry, e)? {
                         self.take_in(inner)?;
                         continue;
                     }
@@ -585,26 +622,38 @@ impl TableCatalog {
         }
     }
 
-    /// After a failed put: whether the entry is there and ours (`true`), or another writer's (`false`).
+    /// After a failed put: whether the entry is there and ours (`true`), or another writer's (`false`). Where a put may land
+    /// late, an entry that is not there is put again: then one of the two lands, and the version is decided.
     fn is_ours(
         &self,
         inner: &mut Inner,
         version: i64,
         path: &str,
         id: &str,
-        failure: io::Error,
+        entry: &[u8],
+        mut failure: io::Error,
     ) -> Result<bool, CatalogError> {
-        match self.objects.get(path) {
-            Ok(bytes) if holds_id(&bytes, id) => {
-                if (0..SETTLE_TRIES).any(|_| self.objects.settle(path).is_ok()) {
-                    return Ok(true);
+        let late = self.objects.may_land_late();
+        for _ in 0..if late { LATE_TRIES } else { 1 } {
+            match self.objects.get(path) {
+                Ok(bytes) if holds_id(&bytes, id) => {
+                    if (0..SETTLE_TRIES).any(|_| self.objects.settle(path).is_ok()) {
+                        return Ok(true);
+                    }
+                    break;
                 }
+                Ok(_) => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::NotFound && !late => {
+                    return Err(CatalogError::Write { path: path.to_owned(), source: failure });
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    match self.objects.put(path, entry, PutMode::Create) {
+                        Ok(()) => return Ok(true),
+                        Err(e) => failure = e,
+                    }
+                }
+                Err(_) => {}
             }
-            Ok(_) => return Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(CatalogError::Write { path: path.to_owned(), source: failure });
-            }
-            Err(_) => {}
         }
         tracing::error!(path, error = %failure, "a commit's outcome is not known");
         inner.uncertain = Some(version);
@@ -867,7 +916,7 @@ pub fn part_path(bucket: Bucket, level: u8) -> String {
 }
 
 /// A random version 4 UUID. `RandomState` is seeded by the operating system; names need to be distinct, not secret.
-fn new_uuid() -> String {
+pub(crate) fn new_uuid() -> String {
     let random = || {
         let mut h = std::hash::RandomState::new().build_hasher();
         h.write_u32(std::process::id());

@@ -49,6 +49,10 @@ pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     workers.push(std::thread::Builder::new().name("store-flush".into()).spawn(move || run_flusher(&flusher))?);
     let compactor = inner.clone();
     workers.push(std::thread::Builder::new().name("store-compact".into()).spawn(move || run_compactor(&compactor))?);
+    if inner.far.is_some() {
+        let owner = inner.clone();
+        workers.push(std::thread::Builder::new().name("store-lease".into()).spawn(move || run_lease(&owner))?);
+    }
     Ok(())
 }
 
@@ -65,8 +69,29 @@ fn run_flusher(inner: &Inner) {
             inner.coalesce(&state);
             failed |= !inner.flush_if_due(&state);
         }
+        let full = inner.wal.stats().segment_bytes > limits::WAL_BYTES_FULL;
+        if full && !inner.wal_full.swap(full, Ordering::Relaxed) {
+            tracing::warn!(
+                "the write-ahead log is as long as it may get because nothing can be flushed, writes are refused"
+            );
+        }
+        inner.wal_full.store(full, Ordering::Relaxed);
         inner.relieve_pressure();
         inner.wake.wait(if failed { Duration::from_secs(1) } else { FLUSH_TICK });
+    }
+}
+
+fn run_lease(inner: &Inner) {
+    let Some(far) = &inner.far else { return };
+    let mut renewed = Instant::now();
+    while !inner.stop.load(Ordering::SeqCst) {
+        let left = far.lease.beat.saturating_sub(renewed.elapsed());
+        if !left.is_zero() {
+            inner.wake.wait(left.min(COMPACT_TICK));
+            continue;
+        }
+        far.lease.renew();
+        renewed = Instant::now();
     }
 }
 
@@ -126,6 +151,7 @@ impl Inner {
     fn flush_if_due(&self, state: &TableState) -> bool {
         let mut flushed = false;
         while !self.stop.load(Ordering::SeqCst)
+            && !self.flush_paused()
             && due(Self::head_state(state), &self.flush_limits(), self.env.clock.monotonic())
         {
             match self.flush_table(state) {
@@ -145,12 +171,25 @@ impl Inner {
 
     fn flush_failed(&self, state: &TableState, e: &ScanError) {
         self.metrics.flush_failures.fetch_add(1, Ordering::Relaxed);
+        if self.far.is_some() {
+            let mut pause = self.flush_pause.lock();
+            let length = limits::FLUSH_PAUSE_FIRST.saturating_mul(1 << pause.0.min(10)).min(limits::FLUSH_PAUSE_MAX);
+            *pause = (pause.0 + 1, self.env.clock.monotonic() + length);
+        }
         tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e,
             "flush failed; the rows stay in the log and in memory, it will be tried again");
     }
 
+    /// Whether the background leaves flushes alone, because the last ones failed.
+    fn flush_paused(&self) -> bool {
+        self.env.clock.monotonic() < self.flush_pause.lock().1
+    }
+
     /// Under memory pressure, or with too long a WAL, tables are flushed that are not due yet.
     fn relieve_pressure(&self) {
+        if self.flush_paused() {
+            return;
+        }
         let held = self.head_bytes.load(Ordering::Relaxed);
         let victim = if held > self.head_bytes_max() / 4 * 3 {
             self.tables_now().into_iter().max_by_key(|t| t.data.read().head.bytes)
@@ -194,6 +233,9 @@ impl Inner {
         for state in self.tables_now() {
             // One table's trouble is no reason to leave the others.
             result = result.and(self.flush_now(&state));
+            if self.far.is_some() && result.is_err() {
+                break; // the others would wait for the same bucket
+            }
         }
         self.release_wal();
         result
@@ -476,6 +518,32 @@ impl Inner {
         }
         let wal = self.wal.stats();
         let m = &self.metrics;
+        if let Some(far) = &self.far {
+            let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
+            let s = &far.stats;
+            for (to, from) in [
+                (&m.object_gets, &s.gets),
+                (&m.object_get_bytes, &s.get_bytes),
+                (&m.object_puts, &s.puts),
+                (&m.object_put_bytes, &s.put_bytes),
+                (&m.object_lists, &s.lists),
+                (&m.object_deletes, &s.deletes),
+                (&m.object_failures, &s.failures),
+            ] {
+                to.store(get(from), Ordering::Relaxed);
+            }
+            if let Some(cache) = &far.cache {
+                let s = &cache.stats;
+                for (to, from) in [
+                    (&m.cache_hit_bytes, &s.hit_bytes),
+                    (&m.cache_miss_bytes, &s.miss_bytes),
+                    (&m.cache_damaged, &s.damaged),
+                    (&m.cache_bytes, &s.held_bytes),
+                ] {
+                    to.store(get(from), Ordering::Relaxed);
+                }
+            }
+        }
         for (gauge, value) in [
             (&m.head_bytes, bytes),
             (&m.head_batches, batches),
@@ -506,6 +574,7 @@ impl Inner {
             }
         }
         // Who was creating a table has ended after this, and nobody begins.
+        drop(self.creating.lock());
         drop(self.tables.write());
         // Deletes and merges that someone asked for see the stop and end.
         self.tables_now().iter().for_each(|t| drop(t.merge.lock()));
@@ -518,6 +587,12 @@ impl Inner {
             .map_err(|e| ScanError::Internal(format!("cannot close the WAL: {e}")));
         let flushed = if flush { self.flush_all() } else { Ok(()) };
         self.run_purge();
+        if let Some(far) = &self.far {
+            far.lease.release();
+            if let Some(cache) = &far.cache {
+                cache.save_order();
+            }
+        }
         drop(self.dir.lock().take());
         synced.and(flushed)
     }

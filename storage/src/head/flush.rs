@@ -135,6 +135,7 @@ impl Inner {
             self.head_bytes.fetch_sub(before - data.head.bytes, Ordering::Relaxed);
         }
         self.head_freed.notify_waiters();
+        *self.flush_pause.lock() = (0, Duration::ZERO);
         self.metrics.flushes.fetch_add(1, Ordering::Relaxed);
         self.metrics.flush_rows.fetch_add(total as u64, Ordering::Relaxed);
         self.metrics.flush_bytes.fetch_add(written, Ordering::Relaxed);
@@ -178,7 +179,10 @@ impl Inner {
     ) -> ScanError {
         let changed = matches!(
             error,
-            CatalogError::AlreadyCommitted { .. } | CatalogError::Stale { .. } | CatalogError::Corrupt { .. }
+            CatalogError::AlreadyCommitted { .. }
+                | CatalogError::Removed { .. }
+                | CatalogError::Stale { .. }
+                | CatalogError::Corrupt { .. }
         );
         if error.is_uncertain() || changed {
             state.reload.store(true, Ordering::SeqCst);

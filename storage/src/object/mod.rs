@@ -4,8 +4,8 @@
 //!
 //! [`Objects`] is the blocking form; flush, compaction and start-up run on blocking threads and use it directly.
 //! [`LocalStore`] implements it on a folder; [`AsyncLocal`] is the same folder as an `object_store::ObjectStore`.
-//! [`bridge::Bridged`] gives the blocking form of any `object_store::ObjectStore`, so that a bucket can take the
-//! folder's place.
+//! [`bridge::Bridged`] gives the blocking form of any `object_store::ObjectStore`, so that a [`bucket`] can take the
+//! folder's place, read through a [`cache`] on the local disk. [`owner`] keeps one writer to a bucket's folder.
 //!
 //! # Invariants
 //! 1. An object appears whole or not at all, and once `put` or `finish` has returned it survives a power cut.
@@ -14,7 +14,10 @@
 
 mod async_local;
 pub mod bridge;
+pub mod bucket;
+pub mod cache;
 pub mod local;
+pub mod owner;
 
 use std::{fmt, io, ops::Range};
 
@@ -23,6 +26,7 @@ use bytes::Bytes;
 use crate::model::Timestamp;
 
 pub use async_local::AsyncLocal;
+pub use bucket::{BucketUrl, Remote};
 pub use local::LocalStore;
 
 /// What to do when the object exists.
@@ -47,6 +51,14 @@ pub trait Objects: fmt::Debug + Send + Sync + 'static {
     fn get(&self, path: &str) -> io::Result<Bytes>;
     /// A range that ends behind the end of the object gives fewer bytes; one that starts there fails.
     fn get_range(&self, path: &str, range: Range<u64>) -> io::Result<Bytes>;
+    /// Several ranges of one object, where that is quicker at once than one after the other.
+    fn get_ranges(&self, path: &str, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {
+        ranges.iter().map(|r| self.get_range(path, r.clone())).collect()
+    }
+    /// As [`Objects::get_range`], past every cache: for bytes that turned out to be wrong.
+    fn get_range_again(&self, path: &str, range: Range<u64>) -> io::Result<Bytes> {
+        self.get_range(path, range)
+    }
     fn head(&self, path: &str) -> io::Result<ObjectInfo>;
     /// All objects below the folder `prefix`, by path. Empty if there is no such folder.
     fn list(&self, prefix: &str) -> io::Result<Vec<ObjectInfo>>;
@@ -57,6 +69,10 @@ pub trait Objects: fmt::Debug + Send + Sync + 'static {
     fn settle(&self, path: &str) -> io::Result<()>;
     /// Streams a new object of any size. It appears under `path` with [`ObjectWriter::finish`].
     fn create(&self, path: &str) -> io::Result<Box<dyn ObjectWriter>>;
+    /// Whether a write that gave an error, or that a process sent before it died, may come into effect afterwards.
+    fn may_land_late(&self) -> bool {
+        false
+    }
 }
 
 /// An object being written. Dropping it unfinished leaves nothing behind.

@@ -26,6 +26,9 @@ impl PartError {
         match self {
             PartError::Corrupt(reason) => ScanError::Corrupt { part: part.to_owned(), reason },
             PartError::Io { what, source } => {
+                if let Some(away) = crate::object::bridge::away(&source) {
+                    return ScanError::Unavailable { part: part.to_owned(), reason: away.to_string() };
+                }
                 let reason = format!("cannot {what}: {source}");
                 if is_loss(&source) {
                     ScanError::Corrupt { part: part.to_owned(), reason }

@@ -1,18 +1,24 @@
 //! Which rows of a row group may match, from statistics, page indexes, Bloom filters and the run index. Everything here is
 //! a hint that errs on the side of reading.
 
-use std::{iter, ops::Range};
+use std::{iter, ops::Range, sync::Arc};
 
+use arrow::array::{Array as _, AsArray as _};
 use parquet::{
     arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
     file::{metadata::RowGroupMetaData, page_index::column_index::ColumnIndexMetaData, statistics::Statistics},
 };
 
-use super::{PartError, error::reading, reader::Inner, rows::group_rows};
+use super::{
+    PartError, PartRows,
+    error::reading,
+    reader::Inner,
+    rows::{RowGroupPlan, group_rows},
+};
 use crate::{
     ScanStats,
     index::runs::Runs,
-    model::{Table, TimeRange, Timestamp, time::NANOS_PER_MILLI},
+    model::{Table, TimeRange, Timestamp, schema, time::NANOS_PER_MILLI},
     scan::select::{RowSelector, id_column},
 };
 
@@ -20,7 +26,7 @@ use crate::{
 const JOIN_ROWS: usize = 64;
 
 pub(super) struct Pruner<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     table: Table,
     /// Closed interval in units of the time column on disk; `None`: all of it.
     time: Option<(i64, i64)>,
@@ -31,7 +37,7 @@ pub(super) struct Pruner<'a> {
 }
 
 impl<'a> Pruner<'a> {
-    pub(super) fn new(inner: &'a Inner, range: TimeRange, selector: &RowSelector, runs: Option<&Runs>) -> Self {
+    pub(super) fn new(inner: &'a Arc<Inner>, range: TimeRange, selector: &RowSelector, runs: Option<&Runs>) -> Self {
         let unit = if matches!(inner.table, Table::Logs | Table::Spans) { 1000 } else { NANOS_PER_MILLI };
         let last = range.end().nanos() - 1;
         // Milliseconds beyond what nanoseconds can say count as the earliest nanosecond, so they are before no range.
@@ -100,8 +106,37 @@ impl<'a> Pruner<'a> {
             if !rows.is_empty() && !self.bloom_may_hold(group, trace, stats)? {
                 return Ok(Vec::new());
             }
+            if !rows.is_empty() && self.inner.source.bytes.is_far() {
+                return self.rows_of_trace(group, rows, trace, stats);
+            }
         }
         Ok(rows)
+    }
+
+    /// The rows of the trace among `rows`, by reading that one column: pages of the others may be many times as large.
+    fn rows_of_trace(
+        &self,
+        group: usize,
+        rows: Vec<Range<usize>>,
+        trace: &[u8; 16],
+        stats: &ScanStats,
+    ) -> Result<Vec<Range<usize>>, PartError> {
+        let stored = schema::stored(self.table);
+        let Ok(column) = stored.index_of("trace_id") else { return Ok(rows) };
+        let projected = Arc::new(stored.project(&[column])?);
+        let mut at = rows.iter().flat_map(Clone::clone);
+        let plan = vec![RowGroupPlan { group, rows: rows.clone() }];
+        let mut found: Vec<Range<usize>> = Vec::new();
+        for batch in PartRows::new(self.inner.clone(), vec![column], projected, plan, stats) {
+            let batch = batch?;
+            let ids = batch.column(0).as_binary::<i32>();
+            for (i, row) in (0..ids.len()).zip(&mut at) {
+                if ids.is_valid(i) && ids.value(i) == trace {
+                    found.push(row..row + 1);
+                }
+            }
+        }
+        Ok(join(found))
     }
 
     fn leaf(&self, name: &str) -> Option<usize> {

@@ -29,8 +29,12 @@ use crate::{
     scan::select::RowSelector,
 };
 
-/// First read of a file from its end: footer, page indexes and checksums of all but the largest parts.
-const SUFFIX_BYTES: u64 = 256 << 10;
+/// First read of a file from its end: footer, page indexes and checksums of all but the largest parts. By the size of the
+/// file, within these bounds.
+const SUFFIX_BYTES: (u64, u64) = (64 << 10, 256 << 10);
+const SUFFIX_SHARE: u64 = 256;
+/// A run index up to this size is read from far away to find one trace.
+const FAR_RUNS_BYTES_MAX: u64 = 64 << 10;
 /// Bytes verified at a time.
 const VERIFY_BYTES: u64 = 4 << 20;
 /// Length and magic at the end of a Parquet file.
@@ -165,12 +169,20 @@ impl PartReader {
         Ok(self.inner.runs.get_or_init(|| found).as_ref())
     }
 
+    /// Whether reading the run index for one trace would fetch much from far away.
+    fn runs_are_dear(&self) -> bool {
+        let bytes = self.inner.runs_at.as_ref().map_or(0, |(at, _)| at.end - at.start);
+        self.inner.source.bytes.is_far() && self.inner.runs.get().is_none() && bytes > FAR_RUNS_BYTES_MAX
+    }
+
     /// Rows that may match, stored schema projected to `scan.columns`, in part order, at most
     /// [`limits::SCAN_BATCH_ROWS`] a batch. Work happens as the iterator is asked; it ends after an error.
     pub fn scan<'s>(&self, scan: &PartScan<'_>, stats: &'s ScanStats) -> Result<PartRows<'s>, PartError> {
         guarded(|| {
             let runs = match scan.selector {
                 RowSelector::All => None,
+                // The page index finds a trace as well; the summary of all traces costs more than the rows it saves.
+                RowSelector::Trace(_) if self.runs_are_dear() => None,
                 _ => self.run_index()?,
             };
             self.scan_with(scan, runs, stats)
@@ -247,7 +259,7 @@ fn open(bytes: Arc<dyn RangeRead>) -> Result<PartReader, PartError> {
     if len < (FOOTER_BYTES + 4) as u64 {
         return Err(PartError::corrupt(format_args!("{len} bytes are too few for a Parquet file")));
     }
-    let mut from = len.saturating_sub(SUFFIX_BYTES);
+    let mut from = len.saturating_sub((len / SUFFIX_SHARE).clamp(SUFFIX_BYTES.0, SUFFIX_BYTES.1));
     let mut suffix = source.read(from..len)?.0;
     let end = &suffix[suffix.len() - FOOTER_BYTES..];
     if &end[4..] != b"PAR1" {

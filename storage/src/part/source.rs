@@ -23,6 +23,18 @@ pub trait RangeRead: Send + Sync {
     fn len(&self) -> u64;
     /// Exactly these bytes; an error if the file has fewer.
     fn read(&self, range: Range<u64>) -> io::Result<Bytes>;
+    /// Several ranges, where that is quicker at once.
+    fn read_many(&self, ranges: &[Range<u64>]) -> io::Result<Vec<Bytes>> {
+        ranges.iter().map(|r| self.read(r.clone())).collect()
+    }
+    /// Past every cache on the way: for bytes that turned out to be wrong.
+    fn read_again(&self, range: Range<u64>) -> io::Result<Bytes> {
+        self.read(range)
+    }
+    /// Whether bytes are dear: then an index larger than what it saves is not read.
+    fn is_far(&self) -> bool {
+        false
+    }
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -84,36 +96,63 @@ pub(super) struct Source {
 impl Source {
     /// The bytes of `range`, checked where there are checksums. Second: how many were fetched.
     pub(super) fn read(&self, range: Range<u64>) -> Result<(Bytes, usize), PartError> {
-        if range.start > range.end || range.end > self.bytes.len() {
+        let (mut bytes, n) = self.read_all(std::slice::from_ref(&range))?;
+        Ok((bytes.swap_remove(0), n))
+    }
+
+    /// As [`Source::read`] for several ranges at once.
+    fn read_all(&self, ranges: &[Range<u64>]) -> Result<(Vec<Bytes>, usize), PartError> {
+        if let Some(range) = ranges.iter().find(|r| r.start > r.end || r.end > self.bytes.len()) {
             return Err(PartError::corrupt(format_args!("refers to bytes {range:?} beyond its end")));
         }
-        let fetch = |r: Range<u64>| {
-            let wanted = r.end - r.start;
-            match self.bytes.read(r) {
-                Ok(b) if b.len() as u64 == wanted => Ok(b),
-                Ok(_) => Err(PartError::Io { what: "read the part", source: io::ErrorKind::UnexpectedEof.into() }),
-                Err(source) => Err(PartError::Io { what: "read the part", source }),
+        let wide: Vec<Range<u64>> = ranges.iter().map(|r| self.widened(r)).collect();
+        let fetched = match wide.as_slice() {
+            [one] => self.bytes.read(one.clone()).map(|b| vec![b]),
+            several => self.bytes.read_many(several),
+        };
+        let fetched = fetched.map_err(|source| PartError::Io { what: "read the part", source })?;
+        let (mut out, mut total) = (Vec::with_capacity(ranges.len()), 0);
+        for ((range, wide), mut bytes) in ranges.iter().zip(wide).zip(fetched) {
+            exactly(&bytes, &wide)?;
+            if self.verify(&wide, &bytes).is_err() {
+                // Once more: what is wrong may be the way here and not the part.
+                let again = self.bytes.read_again(wide.clone());
+                bytes = again.map_err(|source| PartError::Io { what: "read the part", source })?;
+                exactly(&bytes, &wide)?;
+                self.verify(&wide, &bytes)?;
             }
-        };
-        let Some(sums) = self.checksums.as_ref().filter(|s| range.start < s.end && range.start < range.end) else {
-            let bytes = fetch(range)?;
-            let n = bytes.len();
-            return Ok((bytes, n));
-        };
+            total += bytes.len();
+            let skip = (range.start - wide.start) as usize;
+            out.push(bytes.slice(skip..skip + (range.end - range.start) as usize));
+        }
+        Ok((out, total))
+    }
+
+    /// The blocks that hold the range, where there are checksums of blocks.
+    fn widened(&self, range: &Range<u64>) -> Range<u64> {
         let block = BLOCK_BYTES as u64;
-        let first = range.start / block;
-        let wide = first * block..range.end.max(range.end.next_multiple_of(block).min(sums.end));
-        let bytes = fetch(wide.clone())?;
+        match self.checksums.as_ref().filter(|s| range.start < s.end && range.start < range.end) {
+            None => range.clone(),
+            Some(sums) => {
+                let end = range.end.max(range.end.next_multiple_of(block).min(sums.end));
+                range.start / block * block..end
+            }
+        }
+    }
+
+    fn verify(&self, wide: &Range<u64>, bytes: &Bytes) -> Result<(), PartError> {
+        let Some(sums) = self.checksums.as_ref().filter(|s| wide.start < s.end && wide.start < wide.end) else {
+            return Ok(());
+        };
+        let first = (wide.start / BLOCK_BYTES as u64) as usize;
         let covered = (sums.end.min(wide.end) - wide.start) as usize;
         for (i, chunk) in bytes[..covered].chunks(BLOCK_BYTES).enumerate() {
-            if sums.crcs.get(first as usize + i) != Some(&crc32c::crc32c(chunk)) {
+            if sums.crcs.get(first + i) != Some(&crc32c::crc32c(chunk)) {
                 let at = wide.start + (i * BLOCK_BYTES) as u64;
                 return Err(PartError::corrupt(format_args!("checksum of the block at byte {at} does not match")));
             }
         }
-        let n = bytes.len();
-        let skip = (range.start - wide.start) as usize;
-        Ok((bytes.slice(skip..skip + (range.end - range.start) as usize), n))
+        Ok(())
     }
 
     /// Fetches all `ranges`, near ones together.
@@ -129,15 +168,17 @@ impl Source {
                 _ => merged.push(r),
             }
         }
-        let (mut pieces, mut total) = (Vec::with_capacity(merged.len()), 0);
-        for r in merged {
-            let start = r.start;
-            let (bytes, n) = self.read(r)?;
-            pieces.push((start, bytes));
-            total += n;
-        }
-        Ok((Fetched { len: self.bytes.len(), pieces: pieces.into() }, total))
+        let (bytes, total) = self.read_all(&merged)?;
+        let pieces = merged.iter().map(|r| r.start).zip(bytes).collect();
+        Ok((Fetched { len: self.bytes.len(), pieces }, total))
     }
+}
+
+fn exactly(bytes: &Bytes, range: &Range<u64>) -> Result<(), PartError> {
+    if bytes.len() as u64 == range.end - range.start {
+        return Ok(());
+    }
+    Err(PartError::Io { what: "read the part", source: io::ErrorKind::UnexpectedEof.into() })
 }
 
 /// Pieces of a file in memory, as the Parquet reader wants them. It may ask for nothing else.

@@ -104,7 +104,8 @@ struct Run {
 }
 
 async fn open(config: &StoreConfig, vfs: &SimVfs, clock: &Arc<SimClock>) -> Result<Store, storage::OpenError> {
-    let env = Environment { vfs: Arc::new(vfs.clone()), clock: clock.clone(), lock_dir: false };
+    let env =
+        Environment { vfs: Arc::new(vfs.clone()), clock: clock.clone(), lock_dir: false, ..Environment::default() };
     Store::open_on(config.clone(), env).await
 }
 

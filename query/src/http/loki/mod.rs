@@ -118,6 +118,7 @@ impl From<ScanError> for Failure {
         let status = match e.kind() {
             ErrorKind::Invalid | ErrorKind::TooLarge => StatusCode::BAD_REQUEST,
             ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => {
                 // Internal text stays in our log.
                 tracing::error!(error = %e, "a log query failed");

@@ -1,0 +1,340 @@
+//! Single claims about a store in a bucket, on the real server or in memory where that is enough.
+
+use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
+
+use object_store::{ObjectStore, ObjectStoreExt as _, memory::InMemory, path::Path as ObjectPath};
+use storage::{
+    OpenError, ScanError, ScanRequest, Selector, Store,
+    model::{LogBatchBuilder, LogRow, SpanBatchBuilder, SpanRow, Table, TenantId, TimeRange, Timestamp},
+    object::{
+        Objects, PutMode, Remote,
+        bridge::{Bridged, UPLOAD_PART_BYTES},
+    },
+};
+
+use super::{
+    proxy::Proxy,
+    remote,
+    rows::{self, HOUR, append, config, holds_exactly, open},
+    weed,
+};
+
+fn in_memory(name: &str) -> Remote {
+    let mut remote = Remote::new(name, Arc::new(InMemory::new()));
+    remote.beat = Duration::from_millis(40);
+    remote
+}
+
+fn refusal(result: Result<Store, OpenError>) -> String {
+    match result {
+        Ok(_) => panic!("it was opened"),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn a_bucket_keeps_the_contract_of_objects() {
+    let Some(weed) = weed::start_or_skip("s3") else { return };
+    for store in [remote(weed.s3(), "contract", 2), in_memory("memory")] {
+        let store = Bridged::start(&store).unwrap();
+        store.put("a/one", b"12345", PutMode::Create).unwrap();
+        assert_eq!(store.put("a/one", b"x", PutMode::Create).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(&store.get_range("a/one", 1..3).unwrap()[..], b"23");
+        assert_eq!(&store.get_range("a/one", 3..99).unwrap()[..], b"45");
+        assert!(store.get_range("a/one", 5..9).is_err());
+        let several = store.get_ranges("a/one", &[0..1, 4..5, 1..2]).unwrap();
+        assert_eq!(several.concat(), b"152");
+        // Conditional replacement, for the lease.
+        let (_, tag) = store.get_tagged("a/one").unwrap();
+        let newer = store.replace("a/one", b"6", tag.clone()).unwrap();
+        assert!(newer.is_some() && newer != tag);
+        assert_eq!(store.replace("a/one", b"7", tag).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(&store.get("a/one").unwrap()[..], b"6");
+        // Small at once, large in parts; half written is not there.
+        for size in [10, UPLOAD_PART_BYTES, 2 * UPLOAD_PART_BYTES + 12_345] {
+            let content: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
+            let mut w = store.create("a/big").unwrap();
+            content.chunks(1_000_003).for_each(|c| w.write_all(c).unwrap());
+            assert_eq!(w.finish().unwrap(), size as u64);
+            assert_eq!(store.head("a/big").unwrap().size, size as u64);
+            assert_eq!(store.get("a/big").unwrap(), content);
+        }
+        let mut w = store.create("a/half").unwrap();
+        w.write_all(&vec![1; UPLOAD_PART_BYTES + 1]).unwrap();
+        drop(w);
+        assert_eq!(store.head("a/half").unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        store.rename("a/big", "quarantine/a/big.1").unwrap();
+        let names: Vec<String> = store.list("").unwrap().into_iter().map(|i| i.path).collect();
+        assert_eq!(names, ["a/one", "quarantine/a/big.1"]);
+        store.delete("a/one").unwrap();
+        assert!(store.list("a").unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_directory_belongs_to_one_store() {
+    let (a, b) = (in_memory("s3://bucket-a/x"), in_memory("s3://bucket-b/x"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("d"));
+    let store = open(&config, &a).await.unwrap();
+    append(&store, 0, 10, rows::now()).await.unwrap();
+    store.abandon().await.unwrap();
+    drop(store);
+    let text = refusal(open(&config, &b).await);
+    assert!(text.contains("belongs to s3://bucket-a/x, not to s3://bucket-b/x"), "{text}");
+    let text = refusal(Store::open(config.clone()).await);
+    assert!(text.contains("belongs to s3://bucket-a/x") && text.contains("--store s3://bucket-a/x"), "{text}");
+    // The same name, but it is another bucket, or it was emptied.
+    let text = refusal(open(&config, &in_memory("s3://bucket-a/x")).await);
+    assert!(text.contains("was the bucket emptied or replaced?"), "{text}");
+    let replaced = in_memory("s3://bucket-a/x");
+    let other_dir = tempfile::tempdir().unwrap();
+    open(&rows::config(other_dir.path()), &replaced).await.unwrap().close().await.unwrap();
+    let text = refusal(open(&config, &replaced).await);
+    assert!(text.contains("the bucket is not the one this directory's write-ahead log was made for"), "{text}");
+    // A directory with a store of its own.
+    let local = rows::config(&dir.path().join("local"));
+    Store::open(local.clone()).await.unwrap().close().await.unwrap();
+    let text = refusal(open(&local, &b).await);
+    assert!(text.contains("belongs to a store of its own") && text.contains("another --data-dir"), "{text}");
+    assert!(b.store.list(None).collect::<Vec<_>>().await.is_empty(), "nothing was written to the wrong bucket");
+    // All that was refused changed nothing.
+    let store = open(&config, &a).await.unwrap();
+    holds_exactly(&store, 10).await;
+}
+
+use futures::StreamExt as _;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_of_somebody_else_or_of_a_later_release_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = in_memory("s3://foreign");
+    foreign.store.put(&ObjectPath::from("thesis.tex"), "x".into()).await.unwrap();
+    let text = refusal(open(&config(&dir.path().join("a")), &foreign).await);
+    assert!(text.contains("it holds `thesis.tex` and no `sightline.json`; use an empty prefix"), "{text}");
+    let newer = in_memory("s3://newer");
+    let identity = ObjectPath::from("sightline.json");
+    newer.store.put(&identity, r#"{"format":2,"id":"x"}"#.into()).await.unwrap();
+    let text = refusal(open(&config(&dir.path().join("b")), &newer).await);
+    assert!(text.contains("it has format version 2, this program knows versions up to 1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_writer_is_refused_and_takes_over_what_is_left_behind() {
+    let bucket = in_memory("s3://shared");
+    let dirs = tempfile::tempdir().unwrap();
+    let at = |name: &str| config(&dirs.path().join(name));
+    let mut first = at("first");
+    first.background = true; // renews its lease
+    let store = open(&first, &bucket).await.unwrap();
+    append(&store, 0, 10, rows::now()).await.unwrap();
+    store.flush().await.unwrap();
+    let text = refusal(open(&at("second"), &bucket).await);
+    assert!(text.contains("first of host") && text.contains("writes to it; stop that one"), "{text}");
+    // A clean stop gives it free at once.
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&at("second"), &bucket).await.unwrap();
+    append(&store, 10, 20, rows::now()).await.unwrap();
+    store.flush().await.unwrap();
+    holds_exactly(&store, 20).await;
+    // One that shows no life is taken over, and finds out when it wakes.
+    let third = open(&at("third"), &bucket).await.unwrap();
+    holds_exactly(&third, 20).await;
+    append(&store, 20, 30, rows::now()).await.unwrap();
+    append(&third, 30, 40, rows::now()).await.unwrap();
+    third.flush().await.unwrap();
+    third.close().await.unwrap();
+    // Rows that the second one still had in its log come with it.
+    store.abandon().await.unwrap();
+    drop(store);
+    let mut again = at("second");
+    again.background = true;
+    let store = open(&again, &bucket).await.unwrap();
+    store.flush().await.unwrap();
+    holds_exactly(&store, 40).await;
+    drop(store);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_slept_through_its_takeover_writes_no_more() {
+    let bucket = in_memory("s3://shared");
+    let dirs = tempfile::tempdir().unwrap();
+    let slow = Remote { beat: Duration::from_secs(3), ..bucket.clone() };
+    let mut sleeper = config(&dirs.path().join("sleeper"));
+    sleeper.background = true;
+    let first = open(&sleeper, &slow).await.unwrap();
+    append(&first, 0, 5, rows::now()).await.unwrap();
+    let second = open(&config(&dirs.path().join("second")), &bucket).await.unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let refused = loop {
+        match append(&first, 5, 6, rows::now()).await {
+            Err(e) => break e.to_string(),
+            Ok(()) => assert!(std::time::Instant::now() < end, "the first owner goes on"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(refused.contains("second of host") && refused.contains("has taken it over"), "{refused}");
+    assert!(first.flush().await.is_err());
+    append(&second, 100, 101, rows::now()).await.unwrap();
+    second.flush().await.unwrap();
+    assert_eq!(rows::found(&second).await.unwrap().len(), 1);
+}
+
+/// Rows like real ones in size; each stream one row in a thousand.
+async fn fill(store: &Store, rows: u64) {
+    // Hard to compress, and cheap to make: pieces of one long text.
+    let mut x = 7u64;
+    let mut dice = move || {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        x >> 32
+    };
+    let text: String = (0..1 << 20).map(|_| format!("{:08x}", dice())).collect();
+    let mut hex = |n: usize| {
+        let at = dice() as usize % (text.len() - n);
+        &text[at..at + n]
+    };
+    let base = 1_767_225_600_000_000_000;
+    for chunk in 0..rows / 4000 {
+        let (mut logs, mut spans) = (LogBatchBuilder::new(), SpanBatchBuilder::new());
+        for i in 0..4000 {
+            let n = chunk * 4000 + i;
+            let labels = format!("{{\"app\":\"app{}\"}}", n % 1000);
+            let ts = base + (n as i64) * HOUR / (rows as i64);
+            let body = format!("request {n} of {}", hex(700));
+            logs.push(&LogRow { ts, stream_labels: &labels, body: &body, ..LogRow::default() });
+            let attrs = format!("{{\"blob\":\"{}\"}}", hex(150));
+            let trace = xxhash(n / 4);
+            let span = n.to_be_bytes();
+            spans.push(&SpanRow {
+                trace_id: &trace,
+                span_id: &span,
+                ts,
+                duration_ns: 5,
+                name: "op",
+                attrs: Some(&attrs),
+                ..SpanRow::default()
+            });
+        }
+        let rows = vec![(Table::Logs, logs.finish()), (Table::Spans, spans.finish())];
+        let append = storage::Append { tenant: TenantId::default_tenant(), rows, sources: vec![], batch_id: None };
+        store.append(append).await.unwrap();
+    }
+}
+
+fn xxhash(n: u64) -> [u8; 16] {
+    let a = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&(a ^ (a >> 29)).to_be_bytes());
+    out[8..].copy_from_slice(&n.to_be_bytes());
+    out
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_needle_reads_a_small_share_of_the_parts_and_a_warm_one_nothing() {
+    let bucket = in_memory("s3://needle");
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.memory_bytes_max = 4 << 30;
+    config.flush_bytes = 1 << 30;
+    config.cache_bytes = 256 << 20;
+    let store = open(&config, &bucket).await.unwrap();
+    let rows = 300_000;
+    fill(&store, rows).await;
+    store.flush().await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let tenant = TenantId::default_tenant;
+    let base = 1_767_225_600_000_000_000;
+    let narrow = TimeRange::new(Timestamp(base + HOUR / 2), Timestamp(base + HOUR / 2 + HOUR / 2000)).unwrap();
+    let stream = storage::model::Matcher::equal("app", "app42");
+    let requests = [
+        (ScanRequest::new(tenant(), Table::Spans, TimeRange::ALL).selector(Selector::Trace(xxhash(17_000))), 4, 50),
+        (ScanRequest::new(tenant(), Table::Logs, narrow).selector(Selector::Labels(vec![stream])), 0, 100),
+    ];
+    for (request, expected, share) in requests {
+        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        let store = open(&config, &bucket).await.unwrap();
+        let parts = store.metrics().part_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let read = || store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let before = read();
+        let scan = || async {
+            let batches = store.scan(request.clone()).await.unwrap().collect().await.unwrap();
+            batches.iter().map(|b| b.num_rows()).sum::<usize>()
+        };
+        let found = scan().await;
+        let cold = read() - before;
+        assert!(if expected > 0 { found == expected } else { (1..10).contains(&found) }, "{found} rows");
+        assert!(
+            cold > 0 && cold * share < parts,
+            "{:?}: {cold} of {parts} bytes read for {found} rows",
+            request.table
+        );
+        assert_eq!(scan().await, found);
+        assert_eq!(read() - before, cold, "the second time everything comes from the disk");
+        store.close().await.unwrap();
+        drop(store);
+        // And after a restart.
+        let store = open(&config, &bucket).await.unwrap();
+        let before = store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let batches = store.scan(request.clone()).await.unwrap().collect().await.unwrap();
+        assert_eq!(batches.iter().map(|b| b.num_rows()).sum::<usize>(), found);
+        assert_eq!(store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed), before);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_store_is_away_writes_are_kept_reads_say_so_and_nothing_is_lost() {
+    let Some(mut weed) = weed::start_or_skip("s3") else { return };
+    let proxy = Proxy::start(weed.s3(), 1);
+    let bucket = remote(proxy.address, "away", 1);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.background = true;
+    config.flush_age = Duration::from_millis(100);
+    let store = open(&config, &bucket).await.unwrap();
+    append(&store, 0, 100, rows::now()).await.unwrap();
+    store.flush().await.unwrap();
+    proxy.cut(true);
+    weed.kill();
+    append(&store, 100, 200, rows::now()).await.unwrap();
+    let failed = |s: &Store| s.metrics().flush_failures.load(std::sync::atomic::Ordering::Relaxed);
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while failed(&store) < 2 {
+        assert!(std::time::Instant::now() < end, "no flush was tried");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    append(&store, 200, 300, rows::now()).await.unwrap();
+    // What is in the cache is read; what is not, is an error that names the store.
+    holds_exactly(&store, 300).await;
+    std::fs::write(dir.path().join("cache/blocks"), b"").unwrap();
+    store.abandon().await.unwrap();
+    drop(store);
+    let text = refusal(open(&config, &bucket).await);
+    assert!(text.contains("cannot use the store s3://sightline/away: it does not answer"), "{text}");
+    weed.restart();
+    proxy.cut(false);
+    let store = open(&config, &bucket).await.unwrap();
+    holds_exactly(&store, 300).await;
+    store.flush().await.unwrap();
+    proxy.cut(true);
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    clear(&store, dir.path());
+    let error = loop {
+        match rows::found(&store).await {
+            Err(e) => break e,
+            Ok(_) => assert!(std::time::Instant::now() < end, "read without a store"),
+        }
+    };
+    assert!(matches!(&error, ScanError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("store s3://sightline/away does not answer"), "{error}");
+    proxy.cut(false);
+    holds_exactly(&store, 300).await;
+    store.close().await.unwrap();
+}
+
+/// Makes every held block wrong.
+fn clear(_store: &Store, dir: &Path) {
+    std::fs::write(dir.join("cache/blocks"), b"").unwrap();
+}
