@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    ask::QueryArgs,
     config::units::{Bytes, Fsync},
     generate::GenerateArgs,
     transfer::{ExportArgs, ImportArgs},
@@ -42,6 +43,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Read exported files into a running server; may be repeated, each piece is stored once
     Import(ImportArgs),
+    /// Ask a running server in SQL, PromQL or LogQL, and print the answer
+    Query(QueryArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }

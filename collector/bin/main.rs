@@ -34,7 +34,7 @@
 //! | `storage/` | [`storage`] | model, WAL, head, parts, Delta catalog, compaction, scan | nothing of ours |
 //! | `pipeline/` | [`pipeline`] | graph, queues, acks, transforms, sinks, wire codecs | storage |
 //! | `collector/src/` | [`collector`] | everything that listens, tails or looks | pipeline, storage |
-//! | `query/` | [`query`] | PromQL, LogQL, read APIs | storage |
+//! | `query/` | [`query`] | PromQL, LogQL, SQL, read APIs | storage |
 //! | `dashboards/` | [`dashboards`] | pages and Grafana files | nothing of ours |
 //! | `collector/bin/` | this binary | configuration, start, stop, tests of the real process | all |
 //!
@@ -43,11 +43,12 @@
 //!
 //! # This binary
 //! Parses the command line, runs, and turns what happened into an exit code: 0 stopped cleanly or checked without fault,
-//! 1 anything else, 2 a wrong command line. The parts are put together in [`app`]; without a store, shipping elsewhere, in
+//! 1 anything else, 2 a wrong command line; those of [`ask`] are its own. The parts are put together in [`app`]; without a store, shipping elsewhere, in
 //! [`agent`].
 
 mod agent;
 mod app;
+mod ask;
 mod backup;
 mod cli;
 mod config;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Export(args)) => transfer::export(&args),
         Some(Command::Import(args)) => transfer::import(&args),
+        Some(Command::Query(args)) => ask::run(&args),
         Some(Command::Serve(args)) => serve(&args),
         Some(Command::Agent(args)) => agent(args),
         None => serve(&cli.serve),

@@ -103,6 +103,17 @@ fn cases() -> Vec<(&'static str, Vec<Case>)> {
                 .map(|signal| read(Box::leak(format!("/api/v1/export?signal={signal}").into_boxed_str())))
                 .into(),
         ),
+        (
+            "/api/v1/sql",
+            [
+                "{\"query\": \"select * from logs\"}",
+                "{\"query\": \"select * from spans\", \"format\": \"csv\"}",
+                "{\"query\": \"select * from samples\"}",
+                "{\"query\": \"select * from metric_series\"}",
+            ]
+            .map(|body| Case::Read { url: "/api/v1/sql", body: Some((JSON, body)) })
+            .into(),
+        ),
         ("/v1/logs", vec![otlp("/v1/logs", Signal::Logs)]),
         ("/otlp/v1/logs", vec![otlp("/otlp/v1/logs", Signal::Logs)]),
         ("/v1/metrics", vec![otlp("/v1/metrics", Signal::Metrics)]),

@@ -106,6 +106,43 @@ impl Default for Limits {
     }
 }
 
+/// Nested brackets of an SQL text: what its parser's own recursion allows for.
+pub const SQL_DEPTH_MAX: usize = 48;
+
+/// Words, names and operators of an SQL text, commas and literals not counted: a chain of operators is as high as it is
+/// long, and planning walks it recursively.
+pub const SQL_WORDS_MAX: usize = 2_000;
+
+/// Tables one SQL query may name, each as often as it does.
+pub const SQL_TABLES_MAX: usize = 64;
+
+/// Stack of each thread that SQL works on: room for a tree as high as [`SQL_WORDS_MAX`], used only when there is one.
+pub const SQL_STACK_BYTES: usize = 256 << 20;
+
+/// Memory that the operators (sorts, joins, groups) of all SQL queries share.
+pub const SQL_MEMORY_BYTES_MAX: usize = 256 << 20;
+
+/// SQL queries at work at the same time; the others wait for their turn until their deadline.
+pub const SQL_CONCURRENT_MAX: usize = 4;
+
+/// Rows of an SQL answer without a `limit` of its own.
+pub const SQL_ROWS_MAX: usize = 1_000_000;
+
+/// Bytes of an SQL answer.
+pub const SQL_ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes of an SQL answer held back, so that an error or the statistics can still be in its head.
+pub const SQL_HOLD_BYTES: usize = 1 << 20;
+
+/// Encoded pieces of an SQL answer on their way to its reader.
+pub const SQL_QUEUE_PIECES: usize = 4;
+
+/// Series that one scan of `samples` may read.
+pub const SQL_SERIES_MAX: usize = 1_000_000;
+
+/// Rows that `ORDER BY ts LIMIT n` may ask a scan for in time order; more are sorted behind it.
+pub const SQL_FIRST_MAX: usize = 10_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;

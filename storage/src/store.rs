@@ -737,7 +737,8 @@ impl Inner {
         stats: Arc<ScanStats>,
     ) -> Result<Option<ScanJob>, ScanError> {
         let selector = self.row_selector(&request)?;
-        let columns = select::needed_columns(&request, &selector)?;
+        let columns = select::needed_columns(&request, &selector, true)?;
+        let columns_untimed = select::needed_columns(&request, &selector, false)?;
         if matches!(&selector, RowSelector::Ids(ids) if ids.is_empty()) {
             return Ok(None);
         }
@@ -768,6 +769,6 @@ impl Inner {
             }
         }
         let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        Ok(Some(ScanJob { request, selector, columns, sources, stats, workers }))
+        Ok(Some(ScanJob { request, selector, columns, columns_untimed, sources, stats, workers }))
     }
 }

@@ -44,6 +44,13 @@ pub fn prometheus_success(data: &str, notes: &Annotations) -> Response<Body> {
 
 /// Prometheus: `{"status":"error","errorType":..,"error":..}`.
 pub fn prometheus_error(error: &QueryError) -> Response<Body> {
+    let (status, body) = prometheus_error_text(error, None);
+    json(status, body)
+}
+
+/// Prometheus' error, with the line and column of the query text it is about where they are known:
+/// `"position":{"line":1,"column":8}`.
+pub fn prometheus_error_text(error: &QueryError, position: Option<(u64, u64)>) -> (StatusCode, String) {
     let (status, kind) = match error {
         QueryError::Syntax(_) | QueryError::BadData(_) => (StatusCode::BAD_REQUEST, "bad_data"),
         QueryError::Execution(_) | QueryError::TooLarge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
@@ -64,8 +71,11 @@ pub fn prometheus_error(error: &QueryError) -> Response<Body> {
     log_internal(error);
     let mut body = format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":");
     write_string(&mut body, &text);
+    if let Some((line, column)) = position {
+        body.push_str(&format!(",\"position\":{{\"line\":{line},\"column\":{column}}}"));
+    }
     body.push('}');
-    json(status, body)
+    (status, body)
 }
 
 /// Tempo: plain text.

@@ -10,4 +10,6 @@ mod prometheus_admin;
 mod receipt;
 pub mod router;
 mod same_site;
+pub mod sql;
+mod sql_encode;
 pub mod tempo;

@@ -3,10 +3,11 @@
 use axum::Router;
 use storage::Store;
 
-use super::{export, loki, prometheus, prometheus_admin, tempo};
+use super::{export, loki, prometheus, prometheus_admin, sql, tempo};
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
+    sql::SqlEngine,
 };
 
 /// What the read APIs are told.
@@ -16,17 +17,18 @@ pub struct QueryConfig {
     pub promql: EngineOptions,
 }
 
-/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, Tempo's under `/` and `/tempo`, Loki's under
-/// `/loki`.
+/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, SQL at `/api/v1/sql`, Tempo's under `/` and `/tempo`,
+/// Loki's under `/loki`.
 pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
     let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()))
         .merge(prometheus_admin::router(store.clone()));
     let loki = loki::routes_within(store.clone(), config.limits.clone());
     let export = export::router(store.clone(), config.limits.clone());
+    let sql = sql::router(SqlEngine::new(store.clone(), config.limits));
     let tempo = tempo::router(tempo::Api::new(store));
     Router::new()
-        .nest("/api/v1", prometheus.clone())
+        .nest("/api/v1", prometheus.clone().merge(sql))
         .nest("/prometheus/api/v1", prometheus)
         .merge(tempo.clone())
         .nest("/tempo", tempo)

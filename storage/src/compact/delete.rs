@@ -192,7 +192,7 @@ impl Inner {
             file: file.clone(),
             entry: entry.clone(),
         };
-        let columns = select::needed_columns(request, selector)?;
+        let columns = select::needed_columns(request, selector, true)?;
         let mut rows = 0;
         source.read(request, &columns, selector, &ScanStats::default(), &mut |batch| {
             rows += select::matching(request, selector, &batch)?.true_count() as u64;
@@ -307,7 +307,7 @@ impl Inner {
         for table in POINTS {
             let Some(state) = self.table(tenant, table) else { continue };
             let request = ScanRequest::new(tenant.clone(), table, TimeRange::ALL).columns(&["series_id"]);
-            let columns = select::needed_columns(&request, &selector)?;
+            let columns = select::needed_columns(&request, &selector, true)?;
             let (parts, head) = {
                 let data = state.data.read();
                 (data.parts.clone(), data.head.batches.clone())

@@ -134,10 +134,21 @@ pub(crate) fn select(
     batch: &RecordBatch,
     stats: &ScanStats,
 ) -> Result<RecordBatch, ScanError> {
+    select_timed(request, selector, batch, true, stats)
+}
+
+/// As [`select`]. Not `timed`: all rows are known to be in the time range, and their times may be missing.
+pub(crate) fn select_timed(
+    request: &ScanRequest,
+    selector: &RowSelector,
+    batch: &RecordBatch,
+    timed: bool,
+    stats: &ScanStats,
+) -> Result<RecordBatch, ScanError> {
     ScanStats::add(&stats.rows_scanned, batch.num_rows());
     ScanStats::add(&stats.bytes_scanned, batch.get_array_memory_size());
     let mut out = batch.clone();
-    if let Some(mask) = time_mask(request.table, &out, request.range)? {
+    if timed && let Some(mask) = time_mask(request.table, &out, request.range)? {
         out = apply(out, &mask)?;
     }
     if let Some(mask) = selector_mask(request.table, &out, selector)? {
@@ -178,14 +189,21 @@ pub(crate) fn project(request: &ScanRequest, batch: &RecordBatch) -> Result<Reco
     Ok(batch.project(&indexes?)?)
 }
 
-/// Columns a scan must read: requested, time, id or trace, and the filter's. In stored-schema order.
-pub(crate) fn needed_columns(request: &ScanRequest, selector: &RowSelector) -> Result<Vec<usize>, ScanError> {
+/// Columns a scan must read: requested, time if `timed` or ordered by it, id or trace, and the filter's. In
+/// stored-schema order.
+pub(crate) fn needed_columns(
+    request: &ScanRequest,
+    selector: &RowSelector,
+    timed: bool,
+) -> Result<Vec<usize>, ScanError> {
     let schema = crate::model::schema::stored(request.table);
     let Some(columns) = &request.columns else { return Ok((0..schema.fields().len()).collect()) };
     let mut wanted: Vec<&str> = columns.iter().map(String::as_str).collect();
-    wanted.push(request.table.time_column());
-    if request.table == Table::MetricSeries {
-        wanted.push("last_ms");
+    if timed || request.order != ScanOrder::Commit {
+        wanted.push(request.table.time_column());
+        if request.table == Table::MetricSeries {
+            wanted.push("last_ms");
+        }
     }
     match selector {
         RowSelector::All => {}

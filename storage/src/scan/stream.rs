@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     ScanError, limits,
-    model::{Table, schema},
+    model::{Table, TimeRange, Timestamp, schema},
     part::seq_of,
 };
 
@@ -46,6 +46,8 @@ pub(crate) struct ScanJob {
     pub request: ScanRequest,
     pub selector: RowSelector,
     pub columns: Vec<usize>,
+    /// The same for a source that lies in the range as a whole: its times need not be read to be tested.
+    pub columns_untimed: Vec<usize>,
     pub sources: Vec<Arc<dyn RowSource>>,
     pub stats: Arc<ScanStats>,
     pub workers: usize,
@@ -71,8 +73,10 @@ impl ScanJob {
         source: &dyn RowSource,
         visit: &mut dyn FnMut(RecordBatch) -> Result<bool, ScanError>,
     ) -> Result<(), ScanError> {
-        let done = source.read(&self.request, &self.columns, &self.selector, &self.stats, &mut |batch| {
-            let kept = select::select(&self.request, &self.selector, &batch, &self.stats)?;
+        let timed = !self.covers(source);
+        let columns = if timed { &self.columns } else { &self.columns_untimed };
+        let done = source.read(&self.request, columns, &self.selector, &self.stats, &mut |batch| {
+            let kept = select::select_timed(&self.request, &self.selector, &batch, timed, &self.stats)?;
             if kept.num_rows() == 0 { Ok(true) } else { visit(kept) }
         });
         match done {
@@ -84,6 +88,15 @@ impl ScanJob {
             }
             other => other,
         }
+    }
+
+    /// Whether every row of the source is in the time range.
+    fn covers(&self, source: &dyn RowSource) -> bool {
+        let (min, max) = source.bounds();
+        // A series' row is at no one instant.
+        self.request.range == TimeRange::ALL
+            || (self.request.table != Table::MetricSeries
+                && self.request.range.covers(Timestamp(min), Timestamp(max)))
     }
 
     /// Sends rows in pieces of [`limits::SCAN_BATCH_ROWS`]; `false` once the reader has gone or has enough.
