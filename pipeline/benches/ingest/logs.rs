@@ -59,7 +59,7 @@ pub async fn run(lines: usize, rounds: usize) {
 
 enum Source {
     File(BufReader<File>),
-    MadeUp { rng: StdRng, line: usize, lines: usize },
+    MadeUp { rng: Box<StdRng>, line: usize, lines: usize },
 }
 
 impl Source {
@@ -72,7 +72,7 @@ impl Source {
             }
             None => {
                 println!("input: {lines} lines made up");
-                Source::MadeUp { rng: StdRng::seed_from_u64(1), line: 0, lines }
+                Source::MadeUp { rng: Box::new(StdRng::seed_from_u64(1)), line: 0, lines }
             }
         }
     }

@@ -105,7 +105,8 @@ fn bad_labels_cost_their_series_and_1_0_is_silent_about_it() {
     let long = vec![b'x'; 1 << 20];
     let many: Vec<Vec<u8>> = (0..300).map(|i| format!("l{i:03}").into_bytes()).collect();
     let many: Vec<(&[u8], &[u8])> = many.iter().map(|n| (n.as_slice(), b"v" as &[u8])).collect();
-    let cases: [(&[(&[u8], &[u8])], Reason, bool); 7] = [
+    type Pairs<'a> = &'a [(&'a [u8], &'a [u8])];
+    let cases: [(Pairs, Reason, bool); 7] = [
         (&[(b"job", b"a")], Reason::InvalidLabels, false),
         (&[(b"__name__", b"")], Reason::InvalidLabels, false),
         (&[(b"__name__", b"up"), (b"a", b"1"), (b"a", b"2")], Reason::InvalidLabels, false),
