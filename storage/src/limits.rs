@@ -78,6 +78,13 @@ pub const WAL_ROTATE_BYTES: u64 = 4 << 20;
 /// WAL bytes on disk that force a flush of the table that holds the oldest record.
 pub const WAL_BYTES_MAX: u64 = 1 << 30;
 
+/// WAL bytes on disk above which small heads are flushed early, when they alone keep the WAL: a table that gets a few rows
+/// a minute must not hold on to all that others have long flushed.
+pub const WAL_HELD_BYTES: u64 = 64 << 20;
+
+/// How many times the bytes of all heads the WAL may be before the rest counts as held for nothing.
+pub const WAL_HELD_SHARE: u64 = 8;
+
 /// WAL bytes on disk above which writes are refused: what cannot be flushed for so long must not fill the disk.
 pub const WAL_BYTES_FULL: u64 = 4 << 30;
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ScanError, ScanRequest, ScanStats,
     catalog::{Bucket, Commit, NewPart, Operation, PartEntry},
-    head::flush::{FlushLimits, due},
+    head::flush::{FlushLimits, due, held_for_little},
     limits,
     model::{
         TimeRange, Timestamp, schema,
@@ -185,15 +185,16 @@ impl Inner {
         self.env.clock.monotonic() < self.flush_pause.lock().1
     }
 
-    /// Under memory pressure, or with too long a WAL, tables are flushed that are not due yet.
+    /// Under memory pressure, with too long a WAL, or with one held by little, tables are flushed that are not due yet.
     fn relieve_pressure(&self) {
         if self.flush_paused() {
             return;
         }
         let held = self.head_bytes.load(Ordering::Relaxed);
+        let wal = self.wal.stats().segment_bytes;
         let victim = if held > self.head_bytes_max() / 4 * 3 {
             self.tables_now().into_iter().max_by_key(|t| t.data.read().head.bytes)
-        } else if self.wal.stats().segment_bytes > limits::WAL_BYTES_MAX {
+        } else if wal > limits::WAL_BYTES_MAX || held_for_little(wal, held) {
             self.tables_now()
                 .into_iter()
                 .filter(|t| !t.data.read().head.batches.is_empty())

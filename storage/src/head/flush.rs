@@ -46,6 +46,11 @@ pub(crate) fn due(head: HeadState, limits: &FlushLimits, now: Duration) -> bool 
             || (head.bytes >= limits.idle_bytes && now.saturating_sub(head.last_arrival) >= limits.idle_after))
 }
 
+/// Whether nearly all of the WAL is of rows long flushed, so that what little the heads hold should follow them.
+pub(crate) fn held_for_little(wal_bytes: u64, head_bytes: usize) -> bool {
+    wal_bytes > limits::WAL_HELD_BYTES && wal_bytes / limits::WAL_HELD_SHARE > head_bytes as u64
+}
+
 impl Inner {
     pub(crate) fn head_state(state: &TableState) -> HeadState {
         let data = state.data.read();
@@ -294,6 +299,15 @@ mod tests {
         idle_bytes: 100,
         idle_after: Duration::from_secs(2),
     };
+
+    #[test]
+    fn a_long_wal_held_by_small_heads_is_let_go() {
+        let held = limits::WAL_HELD_BYTES;
+        assert!(!held_for_little(held, 0));
+        assert!(held_for_little(held + 8, 0));
+        assert!(held_for_little(2 * held, (held / 8) as usize));
+        assert!(!held_for_little(2 * held, (held / 4) as usize));
+    }
 
     #[test]
     fn a_head_is_flushed_when_large_old_idle_or_replayed() {
