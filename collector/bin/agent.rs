@@ -19,10 +19,11 @@ use axum::{
     routing::get,
 };
 use collector::{
+    elastic,
     listen::{self, ListenLimits},
     push_and_grpc_routers,
 };
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use pipeline::{
     Positions, Running,
     buffer::disk::DiskQueue,
@@ -198,7 +199,12 @@ fn routes(own: Arc<Own>) -> Router {
     Router::new()
         .route(
             "/",
-            get(|State(own): State<Arc<Own>>| async move { format!("sightline agent, ships to {}\n", own.to) }),
+            get(|State(own): State<Arc<Own>>, headers: HeaderMap| async move {
+                if elastic::asks(&headers) {
+                    return elastic::about();
+                }
+                format!("sightline agent, ships to {}\n", own.to).into_response()
+            }),
         )
         .route("/ready", get(ready))
         .route("/-/ready", get(ready))

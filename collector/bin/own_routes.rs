@@ -15,7 +15,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use http::{StatusCode, header};
+use collector::elastic;
+use http::{HeaderMap, StatusCode, header};
 use storage::{Store, metrics::MetricLine};
 
 /// What the routes read.
@@ -129,7 +130,10 @@ pub fn process_lines(started: Instant) -> Vec<MetricLine> {
     out
 }
 
-async fn status(State(own): State<Arc<Own>>) -> Response {
+async fn status(State(own): State<Arc<Own>>, headers: HeaderMap) -> Response {
+    if elastic::asks(&headers) {
+        return elastic::about();
+    }
     let metrics = own.store.metrics();
     let mut rows = own.facts.clone();
     let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));

@@ -114,6 +114,13 @@ fn cases() -> Vec<(&'static str, Vec<Case>)> {
             .map(|body| Case::Read { url: "/api/v1/sql", body: Some((JSON, body)) })
             .into(),
         ),
+        ("/_bulk", vec![bulk("/_bulk")]),
+        ("/{index}/_bulk", vec![bulk("/logs-app/_bulk")]),
+        ("/elasticsearch/_bulk", vec![bulk("/elasticsearch/_bulk")]),
+        ("/elasticsearch/{index}/_bulk", vec![bulk("/elasticsearch/logs-app/_bulk")]),
+        ("/elasticsearch", same("/elasticsearch")),
+        ("/elasticsearch/", same("/elasticsearch/")),
+        ("/elasticsearch/{index}", same("/elasticsearch/logs-app")),
         ("/v1/logs", vec![otlp("/v1/logs", Signal::Logs)]),
         ("/otlp/v1/logs", vec![otlp("/otlp/v1/logs", Signal::Logs)]),
         ("/v1/metrics", vec![otlp("/v1/metrics", Signal::Metrics)]),
@@ -197,6 +204,26 @@ fn cases() -> Vec<(&'static str, Vec<Case>)> {
         "/scrape_pools" => |b| same(at(b, "/scrape_pools")),
         "/alertmanagers" => |b| same(at(b, "/alertmanagers")),
     }
+    macro_rules! elastic {
+        ($($route:literal => $url:literal),* $(,)?) => {$(
+            out.push(($route, same($url)));
+            out.push((concat!("/elasticsearch", $route), same(concat!("/elasticsearch", $url))));
+        )*};
+    }
+    elastic! {
+        "/_license" => "/_license",
+        "/_xpack" => "/_xpack",
+        "/_cluster/health" => "/_cluster/health",
+        "/_nodes/http" => "/_nodes/http",
+        "/_nodes/_all/http" => "/_nodes/_all/http",
+        "/_index_template/{*name}" => "/_index_template/a",
+        "/_template/{*name}" => "/_template/a",
+        "/_component_template/{*name}" => "/_component_template/a",
+        "/_ilm/policy/{*name}" => "/_ilm/policy/a",
+        "/_data_stream/{*name}" => "/_data_stream/a",
+        "/_ingest/pipeline/{*name}" => "/_ingest/pipeline/a",
+        "/_alias/{*name}" => "/_alias/a",
+    }
     macro_rules! tempo {
         ($($route:literal => $cases:expr),* $(,)?) => {$(
             out.push(($route, $cases("")));
@@ -221,6 +248,18 @@ fn loki_push(url: &'static str) -> Case {
                 "{{\"streams\":[{{\"stream\":{{\"app\":\"{t}\",\"label_{t}\":\"x\"}},\"values\":[[\"{now}\",\"{t} line\"]]}}]}}"
             )
             .into_bytes()
+        },
+        signal: Signal::Logs,
+    }
+}
+
+fn bulk(url: &'static str) -> Case {
+    Case::Write {
+        url,
+        kind: "application/x-ndjson",
+        body: |t, now| {
+            format!("{{\"create\":{{\"_index\":\"{t}\"}}}}\n{{\"@timestamp\":{now},\"message\":\"{t} line\"}}\n")
+                .into_bytes()
         },
         signal: Signal::Logs,
     }

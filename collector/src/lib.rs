@@ -6,13 +6,14 @@
 //! # Map
 //! Push protocols share one road: [`auth`] (tenant) -> `push` (memory, body, inflate, decode off the async threads,
 //! deliver) -> a protocol's own answer ([`reply`]).
-//! [`otlp`] logs, metrics and traces over HTTP and gRPC · `loki_push` · `remote_write` · `ndjson` · [`listen`] the accept loop for any
+//! [`otlp`] logs, metrics and traces over HTTP and gRPC · `loki_push` · `remote_write` · `ndjson` · [`elastic`] · [`listen`] the accept loop for any
 //! router · [`metrics`] what was taken and refused · [`tenants`] what each tenant may push.
 //! What this machine shows: [`file_tail`] log files · [`containers`] which containers there are, and their logs ·
 //! [`host_metrics`] figures of the host and its containers.
 
 pub mod auth;
 pub mod containers;
+pub mod elastic;
 pub mod file_tail;
 pub mod host_metrics;
 pub mod listen;

@@ -18,24 +18,30 @@ pub enum Protocol {
     RemoteWrite,
     /// Exported rows coming back.
     Import,
+    /// Elasticsearch bulk.
+    Elastic,
 }
 
 impl Protocol {
-    const ALL: [Protocol; 6] = [
+    const ALL: [Protocol; 7] = [
         Protocol::OtlpHttp,
         Protocol::OtlpGrpc,
         Protocol::Loki,
         Protocol::Ndjson,
         Protocol::RemoteWrite,
         Protocol::Import,
+        Protocol::Elastic,
     ];
 
     /// What a sender is told that shall send later: Prometheus drops what is answered 429, the others wait.
     pub(crate) const fn rate_limited(self) -> StatusCode {
         match self {
-            Protocol::OtlpHttp | Protocol::OtlpGrpc | Protocol::Loki | Protocol::Ndjson | Protocol::Import => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Protocol::OtlpHttp
+            | Protocol::OtlpGrpc
+            | Protocol::Loki
+            | Protocol::Ndjson
+            | Protocol::Import
+            | Protocol::Elastic => StatusCode::TOO_MANY_REQUESTS,
             Protocol::RemoteWrite => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -48,6 +54,7 @@ impl Protocol {
             Protocol::Ndjson => "ndjson",
             Protocol::RemoteWrite => "remote_write",
             Protocol::Import => "import",
+            Protocol::Elastic => "elasticsearch",
         }
     }
 }

@@ -21,7 +21,7 @@ use storage::model::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    loki_push,
+    elastic, loki_push,
     metrics::{IngestMetrics, Protocol},
     ndjson, otlp,
     remote_write::{self, FamilyMemory},
@@ -57,7 +57,7 @@ impl Default for PushConfig {
     }
 }
 
-/// All push routes: OTLP over HTTP, Loki push, remote write, NDJSON.
+/// All push routes: OTLP over HTTP, Loki push, remote write, NDJSON, Elasticsearch bulk.
 pub fn push_router(config: PushConfig, out: Output) -> Router {
     routes(Push::new(config, out))
 }
@@ -83,6 +83,7 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
         .route("/api/v1/otlp/v1/metrics", post(otlp::http::metrics))
         .route("/v1/traces", post(otlp::http::traces))
         .route("/otlp/v1/traces", post(otlp::http::traces))
+        .merge(elastic::routes())
         .with_state(push)
 }
 

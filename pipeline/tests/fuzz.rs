@@ -12,7 +12,7 @@ use pipeline::{
     codec::{
         Decoded, Limits, Malformed,
         compress::{Encoding, inflate},
-        loki, ndjson, otlp, remote_write,
+        elastic, loki, ndjson, otlp, remote_write,
     },
     condition::Condition,
     sink::stdout::write_batch,
@@ -140,6 +140,34 @@ fn ndjson_lines() {
     let params = ndjson::Params::new(None, None, Some("app")).unwrap();
     run(MANIFEST, Target { name: "ndjson", seeds: vec![], words: &JSON_WORDS }, |input| {
         outcome(Ok(ndjson::decode(input, &params, &limits(), NOW)))
+    });
+}
+
+#[test]
+fn elasticsearch_bulk() {
+    let seed = b"{\"index\":{\"_index\":\"logs-app\",\"_id\":\"1\"}}\n\
+        {\"@timestamp\":\"2023-11-14T22:13:20.5\",\"message\":\"m\",\"service\":{\"name\":\"s\"},\"level\":\"warn\"}\n\
+        {\"create\":{}}\n{\"time\":1700000000000,\"a\":[1,{\"b\":null}]}\n{\"delete\":{\"_id\":2}}\n{\"update\":{}}\n{\"doc\":{}}\n";
+    assert!(elastic::decode(seed, Some("i"), &limits(), NOW).is_ok());
+    let words = [
+        "{\"create\":{}}\n",
+        "{\"delete\":{}}\n",
+        "\"_index\":",
+        "\"@timestamp\":\"2026-01-01\"",
+        "\n",
+        "\\u0000",
+        "{",
+        "}",
+    ];
+    run(MANIFEST, Target { name: "elasticsearch_bulk", seeds: vec![seed.to_vec()], words: &words }, |input| {
+        match elastic::decode(input, Some("i"), &limits(), NOW) {
+            Err(e) => outline(&e),
+            Ok(bulk) => {
+                let refused = bulk.items.iter().filter(|i| i.refused.is_some()).count() as u64;
+                assert_eq!(refused, bulk.decoded.rejected.total());
+                format!("{} items, {}", size(bulk.items.len()), outcome(Ok(bulk.decoded)))
+            }
+        }
     });
 }
 

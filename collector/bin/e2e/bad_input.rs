@@ -35,6 +35,7 @@ const JSON: &str = "application/json";
 const NDJSON: &str = "/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=app";
 const REMOTE_WRITE: &str = "/api/v1/write";
 const LOKI: &str = "/loki/api/v1/push";
+const BULK: &str = "/logs-app/_bulk";
 
 const INVALID_ARGUMENT: u16 = 3;
 const RESOURCE_EXHAUSTED: u16 = 8;
@@ -215,6 +216,22 @@ fn what_cannot_be_read_is_refused_in_each_protocols_shape() {
         assert_eq!(json["errors"][0]["line"], 1, "{json}");
     }
     assert_eq!(post(server.http, NDJSON, &[("Content-Encoding", "gzip")], b"{}").status, 400);
+    let gzip = [("Content-Type", "application/x-ndjson"), ("Content-Encoding", "gzip")];
+    let lines = &gzip[..1];
+    for (headers, body, status) in [
+        (&gzip[..], &garbage[..], 400),
+        (lines, &garbage[..], 400),
+        (lines, b"{\"create\":{}}\n", 400),
+        (lines, deep.as_bytes(), 400),
+        (&[("Content-Type", "text/csv")][..], b"a", 406),
+        (&[("Content-Encoding", "br")][..], b"{}", 415),
+    ] {
+        let answer = post(server.http, BULK, headers, body);
+        let json = answer.json();
+        assert_eq!((answer.status, &json["status"]), (status, &status.into()), "{json}");
+        assert_eq!(answer.header("x-elastic-product"), Some("Elasticsearch"), "{json}");
+        assert!(!json["error"]["reason"].as_str().unwrap().is_empty(), "{json}");
+    }
     assert_alive(&server);
 }
 
@@ -271,8 +288,14 @@ fn a_compression_bomb_is_413_within_a_second_and_costs_at_most_twice_the_cap() {
         ("snappy", boast.clone()),
         ("lz4", zeros_through(128, lz4_flex::frame::FrameEncoder::new(Vec::new()), |w| w.finish().unwrap())),
     ];
-    let routes =
-        [("/v1/logs", PROTOBUF), ("/v1/metrics", JSON), ("/v1/traces", PROTOBUF), (LOKI, JSON), (NDJSON, JSON)];
+    let routes = [
+        ("/v1/logs", PROTOBUF),
+        ("/v1/metrics", JSON),
+        ("/v1/traces", PROTOBUF),
+        (LOKI, JSON),
+        (NDJSON, JSON),
+        (BULK, "application/x-ndjson"),
+    ];
     let mut bombs: Vec<(&str, &str, &str, &[u8])> = Vec::new();
     for (path, media) in routes {
         bombs.extend(encodings.iter().map(|(encoding, body)| (path, media, *encoding, &body[..])));

@@ -49,12 +49,20 @@ struct Odd {
     /// Nanoseconds since the epoch; `None`: now.
     ts: Option<i64>,
     value: f64,
-    fates: [Fate; 7],
+    fates: [Fate; 8],
 }
 
 /// In the order of the fates.
-const PROTOCOLS: [&str; 7] =
-    ["OTLP logs", "OTLP traces", "OTLP metrics", "Loki JSON", "Loki protobuf", "NDJSON", "remote write"];
+const PROTOCOLS: [&str; 8] = [
+    "OTLP logs",
+    "OTLP traces",
+    "OTLP metrics",
+    "Loki JSON",
+    "Loki protobuf",
+    "NDJSON",
+    "remote write",
+    "Elasticsearch bulk",
+];
 
 fn cases(now: i64) -> Vec<Odd> {
     let plain = |name, fates| Odd { name, labels: vec![], ts: None, value: 1.0, fates };
@@ -63,24 +71,24 @@ fn cases(now: i64) -> Vec<Odd> {
     let at = |name, ts, fates| Odd { ts: Some(ts), ..plain(name, fates) };
     let many = |n: usize| (0..n).map(|i| (format!("k{i}"), "v".to_owned())).collect();
     vec![
-        plain("nothing odd", [Kept; 7]),
-        labelled("UTF-8 fault", BROKEN, [Refused, Refused, Refused, Whole, Refused, Refused, Silent]),
-        labelled("NUL", "a\0b", [Kept; 7]),
-        labelled("1 MiB label", &"x".repeat(1 << 20), [Kept, Kept, Kept, Refused, Refused, Kept, Refused]),
+        plain("nothing odd", [Kept; 8]),
+        labelled("UTF-8 fault", BROKEN, [Refused, Refused, Refused, Whole, Refused, Refused, Silent, Refused]),
+        labelled("NUL", "a\0b", [Kept; 8]),
+        labelled("1 MiB label", &"x".repeat(1 << 20), [Kept, Kept, Kept, Refused, Refused, Kept, Refused, Kept]),
         Odd {
             labels: vec![("odd".into(), "1".into()), ("odd".into(), "2".into())],
-            ..plain("duplicate label", [Kept, Kept, Kept, Kept, Kept, Kept, Silent])
+            ..plain("duplicate label", [Kept, Kept, Kept, Kept, Kept, Kept, Silent, Kept])
         },
-        at("just after the epoch", 1_000_000, [Kept; 7]),
-        at("a day ahead", now + DAY, [Refused; 7]),
-        at("the end of time", i64::MAX, [Refused; 7]),
-        Odd { value: f64::NAN, ..plain("NaN", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept]) },
+        at("just after the epoch", 1_000_000, [Kept; 8]),
+        at("a day ahead", now + DAY, [Refused; 8]),
+        at("the end of time", i64::MAX, [Refused; 8]),
+        Odd { value: f64::NAN, ..plain("NaN", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused]) },
         Odd {
             value: f64::from_bits(0x7ff8_dead_beef_0001),
-            ..plain("NaN with a payload", [Kept, Kept, Kept, NoWay, NoWay, NoWay, Kept])
+            ..plain("NaN with a payload", [Kept, Kept, Kept, NoWay, NoWay, NoWay, Kept, NoWay])
         },
-        Odd { value: f64::INFINITY, ..plain("infinity", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept]) },
-        Odd { labels: many(100_000), ..plain("100,000 attributes", [Refused; 7]) },
+        Odd { value: f64::INFINITY, ..plain("infinity", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused]) },
+        Odd { labels: many(100_000), ..plain("100,000 attributes", [Refused; 8]) },
     ]
 }
 
@@ -221,6 +229,16 @@ fn loki_protobuf(service: &str, records: &[Record]) -> Vec<u8> {
     PushRequest { streams }.encode_to_vec()
 }
 
+/// Each record behind its action.
+fn bulk(service: &str, records: &[Record]) -> Vec<u8> {
+    let lines = String::from_utf8(ndjson(service, records)).unwrap();
+    let named = |line: &str| {
+        let line = line.replacen("\"ts\":", "\"@timestamp\":", 1).replacen("\"msg\":", "\"message\":", 1);
+        format!("{{\"create\":{{}}}}\n{}\n", line.replacen("\"service_name\":", "\"service.name\":", 1))
+    };
+    lines.lines().map(named).collect::<String>().into_bytes()
+}
+
 fn ndjson(service: &str, records: &[Record]) -> Vec<u8> {
     let line = |r: &Record| {
         let labels: String = r.labels.iter().map(|(k, v)| format!(",{}:{}", quoted(k), quoted(v))).collect();
@@ -330,7 +348,8 @@ fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[
         3 => loki_json(service, records),
         4 => loki_protobuf(service, records),
         5 => ndjson(service, records),
-        _ => remote_write(service, records),
+        6 => remote_write(service, records),
+        _ => bulk(service, records),
     });
     let body = if matches!(protocol, 4 | 6) { snap::raw::Encoder::new().compress_vec(&body).unwrap() } else { body };
     let (path, media) = match protocol {
@@ -340,7 +359,8 @@ fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[
         3 => ("/loki/api/v1/push", "application/json"),
         4 => ("/loki/api/v1/push", PROTOBUF),
         5 => ("/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=service_name", "application/x-ndjson"),
-        _ => ("/api/v1/write", PROTOBUF),
+        6 => ("/api/v1/write", PROTOBUF),
+        _ => ("/logs-odd/_bulk", "application/x-ndjson"),
     };
     let answer = Client::new(server.http).send("POST", path, &[("Content-Type", media)], &body);
     let answer = answer.unwrap_or_else(|e| panic!("{}: {e}", PROTOCOLS[protocol]));
@@ -358,6 +378,11 @@ fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[
             .partial_success
             .map_or(0, |p| p.rejected_data_points),
         (5, 200) => answer.json()["rejected"].as_i64().unwrap(),
+        (7, 200) => {
+            let json = answer.json();
+            let items = json["items"].as_array().unwrap();
+            items.iter().filter(|i| i["create"]["status"] != 201).count() as i64
+        }
         _ => i64::from(answer.status == 400),
     };
     (answer.status, refused)

@@ -101,10 +101,18 @@ impl Fixture {
 
     /// A column of all rows as text; null is `-`.
     pub async fn column(&self, table: Table, name: &str) -> Vec<String> {
-        let mut out = Vec::new();
+        let [column] = self.columns(table, [name]).await;
+        column
+    }
+
+    /// Columns of one scan: their rows belong together, which those of two need not.
+    pub async fn columns<const N: usize>(&self, table: Table, names: [&str; N]) -> [Vec<String>; N] {
+        let mut out = [const { Vec::new() }; N];
         for b in self.rows(table).await {
-            let c = b.column_by_name(name).unwrap_or_else(|| panic!("column {name}"));
-            out.extend((0..b.num_rows()).map(|i| cell(c, i)));
+            for (column, name) in out.iter_mut().zip(names) {
+                let c = b.column_by_name(name).unwrap_or_else(|| panic!("column {name}"));
+                column.extend((0..b.num_rows()).map(|i| cell(c, i)));
+            }
         }
         out
     }

@@ -5,6 +5,7 @@
 
 pub mod columns;
 pub mod compress;
+pub mod elastic;
 pub mod limits;
 pub mod log_columns;
 pub mod loki;

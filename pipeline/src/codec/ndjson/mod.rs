@@ -35,15 +35,37 @@ pub const STREAM_FIELDS_MAX: usize = 32;
 const TIME_FIELDS: [&str; 5] = ["ts", "time", "timestamp", "@timestamp", "_time"];
 const MESSAGE_FIELDS: [&str; 5] = ["msg", "message", "_msg", "log", "body"];
 
+/// The same of Elasticsearch's documents, whose time is the first alone: the others may say anything.
+const DOCUMENT_TIME_FIELDS: [&str; 3] = ["@timestamp", "timestamp", "time"];
+const DOCUMENT_MESSAGE_FIELDS: [&str; 4] = ["message", "msg", "log", "body"];
+/// Names a document's service, as one field or as `service: {name}`.
+const DOCUMENT_SERVICE: &str = "service.name";
+/// Stream label that holds the name of a document's index.
+pub const INDEX_LABEL: &str = "index";
+
 /// Which field is what.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
     time: Vec<String>,
     message: Vec<String>,
     stream: Vec<String>,
+    /// Lines are Elasticsearch's documents: each has an index, its times may lack a zone, and one without a message is
+    /// its own.
+    documents: bool,
 }
 
 impl Params {
+    /// Of Elasticsearch's documents.
+    pub(crate) fn documents() -> Self {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        Params {
+            time: owned(&DOCUMENT_TIME_FIELDS),
+            message: owned(&DOCUMENT_MESSAGE_FIELDS),
+            stream: vec![DOCUMENT_SERVICE.to_owned()],
+            documents: true,
+        }
+    }
+
     /// `stream_fields`: separated by commas. An absent time or message field means the usual names.
     pub fn new(
         time_field: Option<&str>,
@@ -63,7 +85,8 @@ impl Params {
         if stream.len() > STREAM_FIELDS_MAX {
             return Err(format!("stream_fields names {} fields; at most {STREAM_FIELDS_MAX}", stream.len()));
         }
-        Ok(Params { time: or(time_field, &TIME_FIELDS), message: or(message_field, &MESSAGE_FIELDS), stream })
+        let (time, message) = (or(time_field, &TIME_FIELDS), or(message_field, &MESSAGE_FIELDS));
+        Ok(Params { time, message, stream, documents: false })
     }
 
     fn role(&self, key: &str) -> Role {
@@ -136,25 +159,14 @@ struct Decoder<'p> {
     text: String,
     /// Places of a line's attributes among its fields.
     attribute_at: Vec<u32>,
+    /// Of the line, where lines are documents.
+    index: String,
     out: Decoded,
 }
 
 /// `now`: nanoseconds since the epoch, the time of lines without one.
 pub fn decode(body: &[u8], params: &Params, limits: &Limits, now: i64) -> Decoded {
-    let mut d = Decoder {
-        params,
-        limits,
-        now,
-        bounds: TimeBounds::new(limits, now),
-        columns: LogColumns::default(),
-        streams: RawCache::default(),
-        attributes: RawCache::default(),
-        order: Vec::new(),
-        raw: Vec::new(),
-        text: String::new(),
-        attribute_at: Vec::new(),
-        out: Decoded::default(),
-    };
+    let mut d = Decoder::new(params, limits, now);
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let whole = std::str::from_utf8(body).ok();
     let mut fields = Vec::new();
@@ -183,7 +195,57 @@ pub fn decode(body: &[u8], params: &Params, limits: &Limits, now: i64) -> Decode
     d.out
 }
 
-impl Decoder<'_> {
+/// Documents one by one, for a request that has more than documents in it.
+pub(crate) struct Documents<'p, 'b> {
+    decoder: Decoder<'p>,
+    fields: Vec<Field<'b>>,
+}
+
+impl<'p, 'b> Documents<'p, 'b> {
+    /// `params`: [`Params::documents`].
+    pub fn new(params: &'p Params, limits: &'p Limits, now: i64) -> Self {
+        Documents { decoder: Decoder::new(params, limits, now), fields: Vec::new() }
+    }
+
+    /// Takes one document; a refusal is the caller's to count.
+    pub fn push(&mut self, document: &'b str, index: &str) -> Result<(), Refusal> {
+        if self.decoder.index != index {
+            self.decoder.index.clear();
+            self.decoder.index.push_str(index);
+        }
+        self.decoder.line(document, &mut self.fields)
+    }
+
+    /// Counts a refused document. `at`: its line, from 1.
+    pub fn refuse(&mut self, reason: Reason, at: u64, message: &str) {
+        self.decoder.out.rejected.add(reason, at, || message.to_owned());
+    }
+
+    pub fn finish(mut self) -> Decoded {
+        self.decoder.flush();
+        self.decoder.out
+    }
+}
+
+impl<'p> Decoder<'p> {
+    fn new(params: &'p Params, limits: &'p Limits, now: i64) -> Self {
+        Decoder {
+            params,
+            limits,
+            now,
+            bounds: TimeBounds::new(limits, now),
+            columns: LogColumns::default(),
+            streams: RawCache::default(),
+            attributes: RawCache::default(),
+            order: Vec::new(),
+            raw: Vec::new(),
+            text: String::new(),
+            attribute_at: Vec::new(),
+            index: String::new(),
+            out: Decoded::default(),
+        }
+    }
+
     fn line<'b>(&mut self, line: &'b str, fields: &mut Vec<Field<'b>>) -> Result<(), Refusal> {
         if line.len() > self.limits.record_bytes_max {
             let limit = self.limits.record_bytes_max;
@@ -197,12 +259,12 @@ impl Decoder<'_> {
             ));
         }
         fields.clear();
-        if scan_line(line, fields).is_ok() && self.record(fields).is_ok() {
+        if scan_line(line, fields).is_ok() && self.record(fields, line).is_ok() {
             return Ok(());
         }
         let owned = value::parse_line(line)?;
         let fields: Vec<Field<'_>> = owned.iter().map(value::OwnedField::borrow).collect();
-        self.record(&fields)
+        self.record(&fields, line)
     }
 
     #[inline]
@@ -221,7 +283,7 @@ impl Decoder<'_> {
         role
     }
 
-    fn record(&mut self, fields: &[Field<'_>]) -> Result<(), Refusal> {
+    fn record(&mut self, fields: &[Field<'_>], line: &str) -> Result<(), Refusal> {
         if fields.len() > self.limits.attributes_max {
             let limit = self.limits.attributes_max;
             return Err((Reason::TooManyAttributes, format!("record has {} fields; at most {limit}", fields.len())));
@@ -231,10 +293,16 @@ impl Decoder<'_> {
         let mut trace: Option<(usize, &Field<'_>)> = None;
         let mut span: Option<(usize, &Field<'_>)> = None;
         let mut streams: [Option<&Field<'_>>; STREAM_FIELDS_MAX] = [None; STREAM_FIELDS_MAX];
+        let mut service: Option<&Field<'_>> = None;
         self.attribute_at.clear();
         for (at, field) in fields.iter().enumerate() {
             match self.role(at, field.key) {
-                Role::Attribute => self.attribute_at.push(at as u32),
+                Role::Attribute => {
+                    if self.params.documents && field.kind == Kind::Nested && field.key == "service" {
+                        service = Some(field);
+                    }
+                    self.attribute_at.push(at as u32);
+                }
                 Role::Stream(i) => {
                     if let Some(old) = streams[usize::from(i)].replace(field) {
                         self.check(old)?;
@@ -257,7 +325,15 @@ impl Decoder<'_> {
         }
         let ts = match time {
             None => self.now,
-            Some((_, at)) => self.time(&fields[at])?,
+            Some((place, at)) => match self.time(&fields[at]) {
+                Ok(ts) => ts,
+                // A field of such a name that is no time means something else.
+                Err((Reason::InvalidTime, _)) if self.params.documents && place > 0 => {
+                    self.attribute_at.push(at as u32);
+                    self.now
+                }
+                Err(refusal) => return Err(refusal),
+            },
         };
         let (trace_id, in_column) = id_of::<16>(trace.map(|t| t.1));
         if let Some((at, _)) = trace.filter(|_| !in_column) {
@@ -267,10 +343,11 @@ impl Decoder<'_> {
         if let Some((at, _)) = span.filter(|_| !in_column) {
             self.attribute_at.push(at as u32);
         }
-        let stream = self.stream(&streams[..self.params.stream.len()])?;
+        let stream = self.stream(&streams[..self.params.stream.len()], service)?;
         let attributes = self.attributes(fields)?;
         let severity = if attributes.severity.text == Key::NULL { stream.severity } else { attributes.severity };
         let (body, body_type) = match message.map(|(_, at)| &fields[at]) {
+            None if self.params.documents => (line.trim_ascii(), Key::NULL),
             None => ("", Key::NULL),
             Some(f) => match (f.plain(), f.kind) {
                 (Some(text), _) => (text, Key::NULL),
@@ -340,6 +417,7 @@ impl Decoder<'_> {
         }
         let text = f.plain().unwrap_or(f.raw);
         let ts = match f.kind {
+            Kind::Plain if self.params.documents => time::parse_zoneless(text),
             Kind::Plain => time::parse(text),
             Kind::Scalar => {
                 // What JSON does not take for a number, such as `007`, is not one.
@@ -362,8 +440,15 @@ impl Decoder<'_> {
         Ok(ts)
     }
 
-    fn stream(&mut self, fields: &[Option<&Field<'_>>]) -> Result<Stream, Refusal> {
+    /// `service`: a document's object of that name.
+    fn stream(&mut self, fields: &[Option<&Field<'_>>], service: Option<&Field<'_>>) -> Result<Stream, Refusal> {
         self.raw.clear();
+        if self.params.documents {
+            self.raw.extend_from_slice(self.index.as_bytes());
+            self.raw.push(END);
+            self.raw.extend_from_slice(service.map_or("", |f| f.raw).as_bytes());
+            self.raw.push(END);
+        }
         for field in fields {
             match field {
                 Some(f) => {
@@ -388,6 +473,13 @@ impl Decoder<'_> {
             }
         }
         let mut labels = Labels::from_pairs(pairs);
+        if self.params.documents {
+            if labels.get(stream::SERVICE_NAME).is_none() {
+                let named = service.and_then(|f| value::member(f, "name"));
+                labels.set(stream::SERVICE_NAME, named.unwrap_or_else(|| self.index.clone()));
+            }
+            labels.set(INDEX_LABEL, self.index.as_str());
+        }
         stream::discover_service_name(&mut labels);
         stream::check_labels(&labels, self.limits)?;
         let severity = match labels.get("level").or_else(|| labels.get("severity")) {

@@ -31,6 +31,18 @@ pub fn parse(text: &str) -> Option<i64> {
     parse_number(bytes)
 }
 
+/// As [`parse`]; a time without a zone, or a date alone, is of UTC (Elasticsearch's `strict_date_optional_time`).
+pub fn parse_zoneless(text: &str) -> Option<i64> {
+    parse(text).or_else(|| {
+        let date = text.as_bytes().get(4) == Some(&b'-') && text.len() <= 40;
+        match (date, text.len()) {
+            (false, _) => None,
+            (true, 10) => parse(&format!("{text}T00:00:00Z")),
+            (true, _) => parse(&format!("{text}Z")),
+        }
+    })
+}
+
 fn parse_number(bytes: &[u8]) -> Option<i64> {
     let (negative, digits) = match bytes {
         [b'-', rest @ ..] => (true, rest),
@@ -82,10 +94,7 @@ fn parse_rfc3339(b: &[u8]) -> Option<i64> {
     if !(matches!(b[10], b'T' | b't' | b' ') && b[13] == b':' && b[16] == b':') {
         return None;
     }
-    // A leap second counts as the next second, as POSIX time has it.
-    if !(hour < 24 && minute < 60 && second <= 60 && (1..=days_in(year, month)?).contains(&day)) {
-        return None;
-    }
+    let local = civil_seconds(year, month, day, hour, minute, second)?;
     let mut at = 19;
     let mut nanos = 0i64;
     if b.get(at) == Some(&b'.') {
@@ -113,8 +122,16 @@ fn parse_rfc3339(b: &[u8]) -> Option<i64> {
         }
         _ => return None,
     };
-    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
-    seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(nanos)
+    (local - offset).checked_mul(NANOS_PER_SECOND)?.checked_add(nanos)
+}
+
+/// Seconds since the epoch of a UTC date and time; `None`: there is no such one. No part is negative.
+pub(crate) fn civil_seconds(year: i64, month: i64, day: i64, hour: i64, minute: i64, second: i64) -> Option<i64> {
+    // A leap second counts as the next second, as POSIX time has it.
+    if !(hour < 24 && minute < 60 && second <= 60 && (1..=days_in(year, month)?).contains(&day)) {
+        return None;
+    }
+    Some(days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 fn days_in(year: i64, month: i64) -> Option<i64> {
@@ -176,10 +193,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn times_without_a_zone_are_of_utc_where_asked_for() {
+        for (text, want) in [
+            ("2026-01-01T00:00:00.5", Some(1_767_225_600_500_000_000)),
+            ("2026-01-01", Some(1_767_225_600_000_000_000)),
+            ("2026-01-01T01:00:00+01:00", Some(1_767_225_600_000_000_000)),
+            ("2026-01-01T", None),
+            ("2026-13-01", None),
+            ("1234-", None),
+            ("soon", None),
+        ] {
+            assert_eq!(parse_zoneless(text), want, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_survived(s in ".{0,40}", t in "[0-9T:+Z.eE -]{0,40}") {
-            let _ = (parse(&s), parse(&t));
+            let _ = (parse(&s), parse(&t), parse_zoneless(&s), parse_zoneless(&t));
         }
 
         #[test]

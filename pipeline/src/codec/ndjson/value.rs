@@ -54,6 +54,13 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
+/// The text of a member of an object, where it is one and not empty.
+pub fn member(object: &Field<'_>, name: &str) -> Option<String> {
+    let fields = parse_line(object.raw).ok()?;
+    let found = fields.iter().rev().find(|f| f.key == name)?;
+    serde_json::from_str::<String>(found.raw).ok().filter(|text| !text.is_empty())
+}
+
 /// The fields of a line by the general parser.
 pub fn parse_line(line: &str) -> Result<Vec<OwnedField<'_>>, Refusal> {
     serde_json::from_str::<Fields<'_>>(line).map(|f| f.0).map_err(|e| (Reason::Malformed, describe(&e)))
