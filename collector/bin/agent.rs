@@ -126,6 +126,7 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
     };
     let push = app::push_config(&config, memory);
     let push_metrics = push.metrics.clone();
+    let syslogs = config.syslog_counters();
     let (mut builder, mut found) = app::plan_pipeline(config, memory).await?;
     let to = match sink {
         None => "the sinks of the configuration".to_owned(),
@@ -148,6 +149,7 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
         metrics: Box::new(move |text| {
             write_prometheus(text, &registry.snapshot());
             push_metrics.render(text);
+            collector::syslog::counters::render(&syslogs, text);
         }),
         to: to.clone(),
     });

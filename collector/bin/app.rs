@@ -93,6 +93,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     push.tenants = Arc::new(std::mem::take(&mut config.tenants.ingest));
     let (metrics, tenants) = (push.metrics.clone(), push.tenants.clone());
     let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
+    let syslogs = config.syslog_counters();
     let (builder, found) = plan_pipeline(config, memory).await?;
     let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
     let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
@@ -107,6 +108,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
             pipeline::metrics::write_prometheus(text, &registry.snapshot());
             metrics.render(text);
             tenants.render(text);
+            collector::syslog::counters::render(&syslogs, text);
             if let Some(lines) = &telemetry_lines {
                 lines(text);
             }
@@ -219,7 +221,7 @@ pub async fn plan_pipeline(config: Config, memory: usize) -> Result<(PipelineBui
         }
     } else {
         found.push("collects nothing from this machine (--no-collect)".to_owned());
-        configured.retain(|_, s| matches!(s, SourceConfig::Files(_)));
+        configured.retain(|_, s| matches!(s, SourceConfig::Files(_) | SourceConfig::Syslog(_)));
     }
     for (name, source) in &configured {
         let wrong = |e: &dyn std::fmt::Display| StartError::Config(format!("sources.{name}: {e}"));
@@ -230,6 +232,10 @@ pub async fn plan_pipeline(config: Config, memory: usize) -> Result<(PipelineBui
             }
             SourceConfig::Containers(c) => {
                 found.extend(containers::detect_with(c).await.summary);
+                c.source().map_err(|e| wrong(&e))?
+            }
+            SourceConfig::Syslog(c) => {
+                found.push(format!("takes syslog on {}", c.summary()));
                 c.source().map_err(|e| wrong(&e))?
             }
             SourceConfig::HostMetrics(c) => {

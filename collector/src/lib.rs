@@ -8,6 +8,7 @@
 //! deliver) -> a protocol's own answer ([`reply`]).
 //! [`otlp`] logs, metrics and traces over HTTP and gRPC · `loki_push` · `remote_write` · `ndjson` · [`elastic`] · [`listen`] the accept loop for any
 //! router · [`metrics`] what was taken and refused · [`tenants`] what each tenant may push.
+//! [`syslog`] messages of other machines and this one.
 //! What this machine shows: [`file_tail`] log files · [`containers`] which containers there are, and their logs ·
 //! [`host_metrics`] figures of the host and its containers.
 
@@ -24,6 +25,7 @@ pub mod otlp;
 pub mod push;
 mod remote_write;
 pub mod reply;
+pub mod syslog;
 pub mod tenants;
 
 pub use push::{PushConfig, push_and_grpc_routers, push_router};

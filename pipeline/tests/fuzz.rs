@@ -12,7 +12,7 @@ use pipeline::{
     codec::{
         Decoded, Limits, Malformed,
         compress::{Encoding, inflate},
-        elastic, loki, ndjson, otlp, remote_write,
+        elastic, loki, ndjson, otlp, remote_write, syslog,
     },
     condition::Condition,
     sink::stdout::write_batch,
@@ -168,6 +168,57 @@ fn elasticsearch_bulk() {
                 format!("{} items, {}", size(bulk.items.len()), outcome(Ok(bulk.decoded)))
             }
         }
+    });
+}
+
+#[test]
+fn syslog_messages_and_frames() {
+    let seeds: Vec<Vec<u8>> = [
+        "<165>1 2003-08-24T05:14:15.000003-07:00 192.0.2.1 myproc 8710 ID [ex@1 iut=\"3\" s=\"q\\\"b\\]\"][z@2] text",
+        "<34>Oct 11 22:14:15 mymachine su[12]: 'su root' failed",
+        "<189>123: *Mar  1 00:00:00.123 UTC: %SYS-5-CONFIG_I: done",
+    ]
+    .map(|s| s.as_bytes().to_vec())
+    .into();
+    let words = [
+        "<13>",
+        "<191>1 ",
+        " - ",
+        "[a b=\"",
+        "\\\"",
+        "]",
+        "Feb 29 ",
+        "23:59:60",
+        "2026-01-01T00:00:00Z",
+        "\u{feff}",
+        ": ",
+    ];
+    run(MANIFEST, Target { name: "syslog", seeds, words: &words }, |input| {
+        let text = String::from_utf8_lossy(input);
+        let m = syslog::parse(&text, NOW, syslog::UtcOffset::default());
+        assert!(text.contains(m.body) && m.data.len() <= 256);
+        format!("{:?} {} {} {}", m.level(), m.ts.is_some(), m.host.is_some(), size(m.data.len()))
+    });
+    let seeds = vec![b"5 <1>ab<2>line\n12 <3>two\nlines<4>nul\x0012 monkeys\n<5>end".to_vec()];
+    let words = ["\n", "9999999 <", "99999999 <", "0 <", "1 <1>", "<1>", "\0"];
+    run(MANIFEST, Target { name: "syslog_frames", seeds, words: &words }, |input| {
+        let cut = |piece: usize| {
+            let mut frames = syslog::frame::Frames::new(64);
+            let mut out = Vec::new();
+            for bytes in input.chunks(piece) {
+                frames.buffer().extend_from_slice(bytes);
+                while let Some(frame) = frames.next() {
+                    assert!(frame.bytes.len() <= 64);
+                    out.push(frame);
+                }
+                assert!(frames.buffer().len() <= 80, "{}", frames.buffer().len());
+            }
+            out.extend(frames.last());
+            out
+        };
+        let whole = cut(usize::MAX);
+        assert_eq!(whole, cut(3));
+        format!("{} {}", size(whole.len()), whole.iter().filter(|f| f.cut).count().min(4))
     });
 }
 

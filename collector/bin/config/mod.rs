@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use collector::{containers, file_tail, host_metrics};
+use collector::{containers, file_tail, host_metrics, syslog};
 use pipeline::{
     PipelineBuilder, PipelineConfig,
     trial::{self, Case},
@@ -44,6 +44,7 @@ pub enum SourceConfig {
     Files(file_tail::Config),
     Containers(containers::Config),
     HostMetrics(host_metrics::Config),
+    Syslog(syslog::Config),
 }
 
 /// The file as it is written.
@@ -146,6 +147,17 @@ pub struct Config {
     /// Names that transforms and sinks take from.
     pub named_inputs: BTreeSet<String>,
     pub pipeline: PipelineConfig,
+}
+
+impl Config {
+    /// What the syslog sources count, by name.
+    pub fn syslog_counters(&self) -> Vec<(String, Arc<syslog::counters::Counters>)> {
+        let counters = |(name, source): (&String, &SourceConfig)| match source {
+            SourceConfig::Syslog(c) => Some((name.clone(), c.counters.clone())),
+            _ => None,
+        };
+        self.sources.iter().filter_map(counters).collect()
+    }
 }
 
 /// Everything that stands in the way, ready to print.
@@ -397,7 +409,7 @@ fn wired(
     for (name, source) in sources {
         let signals = match source {
             SourceConfig::HostMetrics(_) => pipeline::Signals::METRICS,
-            SourceConfig::Files(_) | SourceConfig::Containers(_) => pipeline::Signals::LOGS,
+            SourceConfig::Files(_) | SourceConfig::Containers(_) | SourceConfig::Syslog(_) => pipeline::Signals::LOGS,
         };
         builder = builder.input(name, signals);
     }
@@ -592,6 +604,15 @@ mod tests {
         assert!(lines[0].contains("same column a_a_b"), "{lines:?}");
         let ConfigError(lines) = check("storage: {flush_age: 0s, flush_bites: 3}\n", "f.yaml").unwrap_err();
         assert!(lines.iter().any(|l| l.contains("did you mean `flush_bytes`?")), "{lines:?}");
+    }
+
+    #[test]
+    fn a_syslog_source_is_read_and_its_slips_are_told() {
+        check("sources:\n  net: {type: syslog, udp: '127.0.0.1:1514', utc_offset: '+02:00'}\n", "f.yaml").unwrap();
+        let ConfigError(lines) =
+            check("sources:\n  net: {type: syslog, udpp: '127.0.0.1:1', utc_offset: '2'}\n", "f.yaml").unwrap_err();
+        assert!(lines.iter().any(|l| l.contains("did you mean `udp`?")), "{lines:?}");
+        assert!(lines.iter().any(|l| l.contains("sources.net: invalid offset `2`")), "{lines:?}");
     }
 
     #[test]

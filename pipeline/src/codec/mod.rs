@@ -16,6 +16,7 @@ mod raw_cache;
 pub mod remote_write;
 pub mod rows;
 pub mod stream;
+pub mod syslog;
 
 pub use limits::Limits;
 pub use outcome::{Decoded, Malformed, Reason, Rejected};
