@@ -68,13 +68,17 @@ days = sorted({str(d) for d in rows["day"].to_pylist()})
 some = t.to_pyarrow_table(filters=[("day", "=", datetime.date.fromisoformat(days[0]))])
 noon = datetime.datetime.fromisoformat(days[0] + "T12:00:00+00:00")
 late = t.to_pyarrow_table(filters=[("ts", ">=", noon)])
+one = t.to_pyarrow_table(filters=[("body", "=", sys.argv[2])])
 print(json.dumps({
-    "late": late.num_rows, "version": t.version(), "files": sorted(u.split("logs/")[-1] for u in t.file_uris()), "rows": rows.num_rows,
+    "late": late.num_rows, "one": one.num_rows, "version": t.version(), "files": sorted(u.split("logs/")[-1] for u in t.file_uris()), "rows": rows.num_rows,
     "txn": t.transaction_version("wal-n-logs"), "days": days, "first_day": some.num_rows,
     "ns": sum(rows["ts_ns"].to_pylist()), "names": rows.schema.names, "ts": str(rows.schema.field("ts").type),
     "protocol": [t.protocol().min_reader_version, t.protocol().min_writer_version],
 }))
 "#;
+
+/// A line of the first part.
+const LINE: &str = "line 489984 7";
 
 const DUCKDB: &str = r#"
 import sys, json, duckdb
@@ -93,7 +97,7 @@ fn python(module: &str, program: &str, table: &Path) -> Option<serde_json::Value
     // Their worker threads now and then abort an interpreter that is leaving ("terminate called without an active
     // exception"), long after the answer is out: it leaves at once.
     let program = format!("{program}\nimport os\nsys.stdout.flush()\nos._exit(0)\n");
-    let out = Command::new("python3").arg("-c").arg(program).arg(table).output().unwrap();
+    let out = Command::new("python3").arg("-c").arg(program).arg(table).arg(LINE).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     Some(serde_json::from_slice(&out.stdout).unwrap())
 }
@@ -117,6 +121,7 @@ fn other_programs_see_the_same_files_rows_and_transactions() {
         assert_eq!(seen["days"].as_array().unwrap().len(), days);
         assert_eq!(seen["first_day"], first_day);
         assert_eq!(seen["late"], rows - first_day, "pruned by the statistics in the log");
+        assert_eq!(seen["one"], 1, "not pruned by statistics that are not there");
         assert_eq!(seen["names"], serde_json::json!(["ts", "ts_ns", "body", "day"]));
         assert_eq!(seen["ts"], "timestamp[us, tz=UTC]");
         assert_eq!(seen["protocol"], serde_json::json!([1, 2]));

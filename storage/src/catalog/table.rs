@@ -416,9 +416,12 @@ impl TableCatalog {
                 fresh.push(Action::MetaData(metadata(&self.options, new_uuid(), wanted.to_owned(), now)));
             }
             Some(m) => {
-                let evolved = schema::evolve(&m.schema_string, wanted);
-                if let Some(schema_string) = evolved.map_err(|e| schema_error(&self.options, e))? {
-                    fresh.push(Action::MetaData(MetaData { schema_string, ..m.clone() }));
+                let evolved = schema::evolve(&m.schema_string, wanted).map_err(|e| schema_error(&self.options, e))?;
+                let mut configuration = m.configuration.clone();
+                configuration.extend(properties(self.options.table));
+                if evolved.is_some() || configuration != m.configuration {
+                    let schema_string = evolved.unwrap_or_else(|| m.schema_string.clone());
+                    fresh.push(Action::MetaData(MetaData { schema_string, configuration, ..m.clone() }));
                 }
             }
         }
@@ -808,7 +811,6 @@ fn check_protocol(options: &TableOptions, state: &State) -> Result<(), CatalogEr
 }
 
 fn metadata(options: &TableOptions, id: String, schema_string: String, now: Timestamp) -> MetaData {
-    let keep = format!("interval {} seconds", TOMBSTONE_KEEP_MS / 1000);
     MetaData {
         id,
         name: Some(options.table.name().to_owned()),
@@ -816,9 +818,27 @@ fn metadata(options: &TableOptions, id: String, schema_string: String, now: Time
         format: Format { provider: "parquet".into(), options: StringMap::new() },
         schema_string,
         partition_columns: vec![PARTITION_COLUMN.to_owned()],
-        configuration: StringMap::from([("delta.deletedFileRetentionDuration".to_owned(), Some(keep))]),
+        configuration: properties(options.table),
         created_time: Some(now.millis()),
     }
+}
+
+/// Table properties, as every table has them.
+///
+/// Which columns have statistics must be said: Python's `deltalake` 1.6 takes a statistic that is not there for a bound that
+/// nothing meets, and would answer every filter on another column with no row at all.
+fn properties(table: Table) -> StringMap {
+    let keep = format!("interval {} seconds", TOMBSTONE_KEEP_MS / 1000);
+    let (name, columns) = match table {
+        Table::Logs | Table::Spans => ("delta.dataSkippingStatsColumns", "ts"),
+        // Their columns have one of two bounds: none that such a reader may use.
+        Table::MetricSeries => ("delta.dataSkippingNumIndexedCols", "0"),
+        _ => ("delta.dataSkippingStatsColumns", "ts_ms"),
+    };
+    StringMap::from([
+        ("delta.deletedFileRetentionDuration".to_owned(), Some(keep)),
+        (name.to_owned(), Some(columns.to_owned())),
+    ])
 }
 
 fn info(operation: &str, now: Timestamp, blind: bool, id: String) -> Action {

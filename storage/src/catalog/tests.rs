@@ -303,3 +303,24 @@ fn dates_are_those_of_the_calendar() {
         assert_eq!(date_string(day), date);
     }
 }
+
+#[test]
+fn a_table_of_an_older_release_learns_once_which_columns_have_statistics() {
+    let f = Fixture::new();
+    drop(f.open());
+    let entry = f.dir.path().join("data/default/logs/_delta_log/00000000000000000000.json");
+    let text = std::fs::read_to_string(&entry).unwrap();
+    let old = text
+        .replace("\"delta.dataSkippingStatsColumns\":\"ts\",", "")
+        .replace("\"delta.deleted", "\"theirs\":\"1\",\"delta.deleted");
+    assert!(!old.contains("dataSkipping") && old.contains("theirs"), "{text}");
+    std::fs::write(&entry, old).unwrap();
+    for _ in 0..2 {
+        let (c, _) = f.open();
+        assert_eq!(c.version(), 1);
+    }
+    let now = std::fs::read_to_string(entry.with_file_name("00000000000000000001.json")).unwrap();
+    for kept in ["\"delta.dataSkippingStatsColumns\":\"ts\"", "\"theirs\":\"1\"", "deletedFileRetention"] {
+        assert!(now.contains(kept), "{now}");
+    }
+}
