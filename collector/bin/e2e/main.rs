@@ -11,6 +11,7 @@ mod generate;
 mod grpc;
 mod judge;
 mod loki_clients;
+mod open_files;
 mod oracle;
 mod otel_sdk;
 mod own_telemetry;

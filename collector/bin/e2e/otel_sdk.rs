@@ -168,7 +168,7 @@ fn span_is_right(span: &Value, trace: &Value) {
 }
 
 /// Ids are base64 in Tempo's JSON.
-fn base64_to_hex(text: &str) -> String {
+pub fn base64_to_hex(text: &str) -> String {
     let digit = |b: u8| -> u32 {
         u32::from(match b {
             b'A'..=b'Z' => b - b'A',
