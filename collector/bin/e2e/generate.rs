@@ -1,6 +1,6 @@
 //! What is generated arrives, all of it, by every protocol.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use super::{
     client::encode,
@@ -13,6 +13,12 @@ fn generate(args: &[&str]) -> (bool, serde_json::Value) {
     let value = serde_json::from_str(&text)
         .unwrap_or_else(|e| panic!("{e}: {text} {}", String::from_utf8_lossy(&out.stderr)));
     (out.status.success(), value)
+}
+
+/// Whether it succeeded, and what it says against it.
+fn run(args: &[&str]) -> (bool, String) {
+    let out = Command::new(program()).arg("generate").args(args).output().expect("the program runs");
+    (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
 fn number(server: &Server, path: &str, tenant: &str) -> f64 {
@@ -38,15 +44,24 @@ fn all_that_is_sent_is_acknowledged_and_there() {
         let last = encode("sum(count_over_time({service_name=~\".+\"} |~ \"seq=2499$\" [1h]))");
         assert_eq!(number(&server, &format!("/loki/api/v1/query?query={last}"), protocol), 1.0, "{protocol}");
     }
-    for (protocol, to) in [("otlp", &http), ("otlp-grpc", &grpc)] {
+    let mut sums = BTreeSet::new();
+    for (protocol, to) in [("otlp", &http), ("otlp-grpc", &grpc), ("remote-write", &http)] {
         let args = ["--to", to, "--protocol", protocol, "--count", "2000", "--rate", "0", "--tenant", protocol];
         let (ok, told) = generate(&[&["metrics", "--series", "200"][..], &args].concat());
         assert!(ok, "{protocol}: {told}");
         let query = encode("count({__name__=~\"generated_.+\"})");
         assert_eq!(number(&server, &format!("/api/v1/query?query={query}"), protocol), 200.0, "{protocol}");
+        let sum = encode("sum(sum_over_time(generated_memory_bytes[1h]))");
+        sums.insert(number(&server, &format!("/api/v1/query?query={sum}"), protocol).to_bits());
+        if protocol == "remote-write" {
+            continue;
+        }
         let (ok, told) = generate(&[&["traces"][..], &args].concat());
         assert!(ok && told["acked"] == 2000, "{protocol}: {told}");
     }
+    assert_eq!(sums.len(), 1, "equal seeds give equal data by every protocol");
+    let (ok, told) = run(&["traces", "--to", &http, "--protocol", "remote-write", "--count", "8"]);
+    assert!(!ok && told.contains("remote-write takes metrics only"), "{told}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status},
 };
+use storage::model::{Labels, MetricBatch, MetricBatchBuilder, batch::SeriesMeta};
 
 const SERVICES: [&str; 12] = [
     "checkout", "cart", "catalog", "payment", "shipping", "search", "login", "mail", "stock", "price", "gateway",
@@ -39,6 +40,15 @@ pub struct Line {
     pub level: &'static str,
     pub text: String,
     pub trace_id: Option<[u8; 16]>,
+}
+
+/// What is measured of one series at one time.
+struct Measured {
+    series: u64,
+    instance: u64,
+    round: u64,
+    /// A counter's total, else a gauge's value.
+    value: number_data_point::Value,
 }
 
 /// A number spread over all 64 bits (SplitMix64's finish).
@@ -138,16 +148,66 @@ impl Shape {
         ExportLogsServiceRequest { resource_logs: by_stream.into_iter().map(|(_, r)| r).collect() }
     }
 
-    /// Points number `first` to `first + count`: every series once a round, all of a round at its time. The even series
-    /// are counters, whose value is their round times a step; the odd ones gauges that wander about.
+    /// Point number `n`: every series once a round. The even series are counters, whose value is their round times a step;
+    /// the odd ones gauges that wander about. Sixteen series an instance.
+    fn measured(&self, n: u64) -> Measured {
+        let count = self.series.max(1);
+        let (series, round) = (n % count, n / count);
+        let value = if series.is_multiple_of(2) {
+            let step = mix(self.seed, series) % 20 + 1;
+            number_data_point::Value::AsInt((round * step) as i64)
+        } else {
+            let base = mix(self.seed, series) % 1_000_000;
+            let wander = mix(self.seed ^ series, round) % 1_000;
+            number_data_point::Value::AsDouble((base + wander) as f64 / 8.0)
+        };
+        Measured { series, instance: series / 16, round, value }
+    }
+
+    /// Labels of a point beside those of its instance.
+    fn labels_of(series: u64) -> [(&'static str, String); 3] {
+        [
+            ("path", pick(&PATHS, series / 2).to_owned()),
+            ("method", METHODS[(series / 16 % 4) as usize].to_owned()),
+            ("series", series.to_string()),
+        ]
+    }
+
+    /// Points number `first` to `first + count` as Prometheus has them, under the names and labels that OTLP's get.
+    pub fn samples(&self, first: u64, count: u64, ts: impl Fn(u64) -> u64) -> MetricBatch {
+        let mut out = MetricBatchBuilder::default();
+        for n in first..first + count {
+            let m = self.measured(n);
+            let (name, kind, unit, value) = match m.value {
+                number_data_point::Value::AsInt(total) => ("generated_requests_total", "counter", None, total as f64),
+                number_data_point::Value::AsDouble(value) => {
+                    ("generated_memory_bytes", "gauge", Some("bytes"), value)
+                }
+            };
+            let service = service(m.instance % self.services.max(1));
+            let mut labels: Vec<(&str, String)> = Self::labels_of(m.series).into();
+            labels.extend([
+                ("__name__", name.to_owned()),
+                ("job", service.clone()),
+                ("service_name", service),
+                ("instance", format!("pod-{}", m.instance)),
+                ("service_instance_id", format!("pod-{}", m.instance)),
+            ]);
+            let meta = SeriesMeta { metric_type: Some(kind), unit, ..SeriesMeta::default() };
+            let id = out.series(&Labels::from_pairs(labels), meta);
+            let ms = ts(m.round * self.series.max(1)) / 1_000_000;
+            out.sample(id, i64::try_from(ms).unwrap_or(i64::MAX), None, value);
+        }
+        out.finish()
+    }
+
+    /// Points number `first` to `first + count`, all of a round at its time.
     pub fn points(&self, first: u64, count: u64, ts: impl Fn(u64) -> u64) -> ExportMetricsServiceRequest {
         let series = self.series.max(1);
         let mut resource_metrics: Vec<ResourceMetrics> = Vec::new();
         let mut last_instance = None;
         for n in first..first + count {
-            let (s, round) = (n % series, n / series);
-            // Sixteen series an instance.
-            let instance = s / 16;
+            let Measured { series: s, instance, round, value } = self.measured(n);
             if last_instance != Some(instance) {
                 last_instance = Some(instance);
                 let resource = Some(resource(&service(instance % self.services.max(1)), &format!("pod-{instance}")));
@@ -155,27 +215,18 @@ impl Shape {
                 resource_metrics.push(ResourceMetrics { resource, scope_metrics, ..ResourceMetrics::default() });
             }
             let Some(at) = resource_metrics.last_mut() else { continue };
-            let attributes = vec![
-                pair("path", pick(&PATHS, s / 2)),
-                pair("method", METHODS[(s / 16 % 4) as usize]),
-                pair("series", &s.to_string()),
-            ];
-            let point = |value| NumberDataPoint {
-                attributes: attributes.clone(),
+            let counts = matches!(value, number_data_point::Value::AsInt(_));
+            let data_points = vec![NumberDataPoint {
+                attributes: Self::labels_of(s).iter().map(|(name, value)| pair(name, value)).collect(),
                 time_unix_nano: ts(round * series),
                 value: Some(value),
                 ..NumberDataPoint::default()
-            };
-            let (name, unit, data) = if s.is_multiple_of(2) {
-                let step = mix(self.seed, s) % 20 + 1;
-                let value = number_data_point::Value::AsInt((round * step) as i64);
-                let sum = Sum { data_points: vec![point(value)], aggregation_temporality: 2, is_monotonic: true };
+            }];
+            let (name, unit, data) = if counts {
+                let sum = Sum { data_points, aggregation_temporality: 2, is_monotonic: true };
                 ("generated.requests", "", metric::Data::Sum(sum))
             } else {
-                let base = mix(self.seed, s) % 1_000_000;
-                let wander = mix(self.seed ^ s, round) % 1_000;
-                let value = number_data_point::Value::AsDouble((base + wander) as f64 / 8.0);
-                ("generated.memory", "By", metric::Data::Gauge(Gauge { data_points: vec![point(value)] }))
+                ("generated.memory", "By", metric::Data::Gauge(Gauge { data_points }))
             };
             at.scope_metrics[0].metrics.push(Metric {
                 name: name.to_owned(),
@@ -285,6 +336,53 @@ mod tests {
         let points = SHAPE.points(0, 250, |n| n);
         let metrics: Vec<_> = points.resource_metrics.iter().flat_map(|r| &r.scope_metrics[0].metrics).collect();
         assert_eq!(metrics.len(), 250);
+    }
+
+    /// Series without what only OTLP tells, and their samples.
+    fn rows(batches: &[MetricBatch]) -> BTreeSet<String> {
+        use arrow::{
+            array::AsArray as _,
+            datatypes::{Float64Type, Int64Type},
+        };
+        let mut out = BTreeSet::new();
+        for batch in batches {
+            let ids = |b: &arrow::array::RecordBatch| b["series_id"].as_primitive::<Int64Type>().values().to_vec();
+            let texts = |name: &str| {
+                let plain = arrow::compute::cast(&batch.series[name], &arrow::datatypes::DataType::Utf8).unwrap();
+                plain.as_string::<i32>().iter().map(|t| t.unwrap_or("").to_owned()).collect::<Vec<String>>()
+            };
+            let (labels, kinds, units) = (texts("labels"), texts("type"), texts("unit"));
+            let series: Vec<i64> = ids(&batch.series);
+            for (row, id) in ids(&batch.samples).iter().enumerate() {
+                let at = series.iter().position(|s| s == id).unwrap();
+                let ts = batch.samples["ts_ms"].as_primitive::<Int64Type>().value(row);
+                let value = batch.samples["value"].as_primitive::<Float64Type>().value(row);
+                if !labels[at].contains("target_info") {
+                    out.insert(format!("{} {} {} {ts} {value:?}", labels[at], kinds[at], units[at]));
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn samples_are_the_points_as_an_otlp_receiver_names_them() {
+        use pipeline::{Data, codec::otlp::decode_metrics};
+        use prost::Message as _;
+        let ts = |n: u64| 1_700_000_000_000_000_000 + n * 1_000_000;
+        let sent = SHAPE.points(50, 250, ts).encode_to_vec();
+        let decoded = decode_metrics(&sent, &Default::default(), 1_700_000_001_000_000_000, None).unwrap();
+        let batches: Vec<MetricBatch> = decoded
+            .batches
+            .into_iter()
+            .map(|b| match b {
+                Data::Metrics(m) => m,
+                _ => panic!("metrics only"),
+            })
+            .collect();
+        let samples = rows(&[SHAPE.samples(50, 250, ts)]);
+        assert_eq!(samples.len(), 250);
+        assert_eq!(samples, rows(&batches));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub enum Protocol {
     Loki,
     /// NDJSON; logs only
     Ndjson,
+    /// Prometheus remote write 1.0; metrics only
+    RemoteWrite,
 }
 
 #[derive(Debug, clap::Args)]
@@ -150,6 +152,8 @@ async fn generate(args: &GenerateArgs) -> Result<(Outcome, Duration), String> {
         (Protocol::Ndjson, Signal::Logs) => {
             "/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=service_name,instance"
         }
+        (Protocol::RemoteWrite, Signal::Metrics) => "/api/v1/write",
+        (Protocol::RemoteWrite, _) => return Err("--protocol remote-write takes metrics only".to_owned()),
         (Protocol::Loki | Protocol::Ndjson, _) => return Err("--protocol loki and ndjson take logs only".to_owned()),
         (_, Signal::Logs) => "/v1/logs",
         (_, Signal::Metrics) => "/v1/metrics",

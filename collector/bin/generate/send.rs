@@ -6,6 +6,7 @@ use opentelemetry_proto::tonic::collector::{
     logs::v1::logs_service_client::LogsServiceClient, metrics::v1::metrics_service_client::MetricsServiceClient,
     trace::v1::trace_service_client::TraceServiceClient,
 };
+use pipeline::codec::remote_write;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
 use tonic::{
@@ -91,6 +92,11 @@ impl Sender {
                 Protocol::Loki => self.post("application/json", loki(&lines)).await,
                 _ => self.post(PROTOBUF, self.shape.logs(&lines).encode_to_vec()).await,
             },
+            (None, Rows::Points(first, count, clock)) if self.protocol == Protocol::RemoteWrite => {
+                let body = remote_write::encode_v1(&self.shape.samples(first, count, |n| clock.at(n)));
+                let body = snap::raw::Encoder::new().compress_vec(&body).map_err(|e| e.to_string())?;
+                self.post(PROTOBUF, body).await
+            }
             (None, Rows::Points(first, count, clock)) => {
                 let request = self.shape.points(first, count, |n| clock.at(n));
                 self.post(PROTOBUF, request.encode_to_vec()).await
@@ -105,6 +111,10 @@ impl Sender {
     async fn post(&self, kind: &str, body: Vec<u8>) -> Result<usize, String> {
         let bytes = body.len();
         let mut request = self.http.post(&self.url).header("Content-Type", kind).body(body);
+        if self.protocol == Protocol::RemoteWrite {
+            request =
+                request.header("Content-Encoding", "snappy").header("X-Prometheus-Remote-Write-Version", "0.1.0");
+        }
         if let Some(tenant) = &self.tenant {
             request = request.header("X-Scope-OrgID", tenant);
         }
