@@ -22,4 +22,5 @@ mod server;
 mod skip;
 mod smoke;
 mod torture;
+mod transfer;
 mod value_matrix;

@@ -12,16 +12,20 @@ use query::http::export;
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Format, ImportArgs, chain, parquet_file};
+use super::{Format, ImportArgs, chain, otlp, parquet_file};
 
 /// Bytes of a piece, one line more or less.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// Bytes of one line at most.
+/// Bytes of one line at most; of OTLP a line is a request.
 const LINE_BYTES_MAX: usize = 16 << 20;
+const REQUEST_BYTES_MAX: usize = 96 << 20;
 
 /// Pieces read ahead.
 const PIECES_MAX: usize = 2;
+
+/// Bytes by which a file's format is told.
+const BEGINNING_BYTES: u64 = 64;
 
 /// How long a server that does not take a piece is asked again.
 const RETRY_FOR: Duration = Duration::from_secs(300);
@@ -32,16 +36,17 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 struct Taken {
     accepted: u64,
     rejected: u64,
+    /// Requests of OTLP, whose answers do not tell how many rows were taken.
+    requests: u64,
     /// The first refusals.
     errors: Vec<String>,
 }
 
 pub async fn run(args: &ImportArgs, client: &reqwest::Client) -> Result<String, String> {
     let mut url = url::Url::parse(&args.url).map_err(|e| format!("--url {}: {e}", args.url))?;
-    url.set_path("/api/v1/import");
     let mut taken = Taken::default();
     for path in &args.files {
-        let (sender, mut pieces) = mpsc::channel::<Result<Vec<u8>, String>>(PIECES_MAX);
+        let (sender, mut pieces) = mpsc::channel::<Result<Piece, String>>(PIECES_MAX);
         let (path, format) = (path.clone(), args.format);
         let reading = tokio::task::spawn_blocking(move || {
             if let Err(e) = read(&path, format, &sender) {
@@ -50,35 +55,65 @@ pub async fn run(args: &ImportArgs, client: &reqwest::Client) -> Result<String, 
         });
         let mut number = 0_u64;
         while let Some(piece) = pieces.recv().await {
-            send(client, &url, args.tenant.as_deref(), number, piece?.into(), &mut taken).await?;
+            let Piece { path, body } = piece?;
+            url.set_path(path);
+            send(client, &url, args.tenant.as_deref(), number, body.into(), &mut taken).await?;
             number += 1;
         }
         reading.await.map_err(|e| e.to_string())?;
     }
-    let told = format!("imported {} rows, {} refused", taken.accepted, taken.rejected);
+    let requests = match taken.requests {
+        0 => String::new(),
+        n => format!(" and {n} requests of OTLP"),
+    };
+    let told = format!("imported {} rows{requests}, {} rows refused", taken.accepted, taken.rejected);
     if taken.rejected == 0 { Ok(told) } else { Err(format!("{told}: {}", taken.errors.join("; "))) }
 }
 
-type Pieces = mpsc::Sender<Result<Vec<u8>, String>>;
+/// What is sent at once.
+#[derive(Debug, PartialEq)]
+struct Piece {
+    path: &'static str,
+    body: Vec<u8>,
+}
+
+const ROWS: &str = "/api/v1/import";
+
+type Pieces = mpsc::Sender<Result<Piece, String>>;
+
+/// Whether somebody still takes pieces.
+fn hand_on(out: &Pieces, path: &'static str, body: &mut Vec<u8>) -> bool {
+    out.blocking_send(Ok(Piece { path, body: std::mem::take(body) })).is_ok()
+}
 
 fn read(path: &Path, format: Option<Format>, out: &Pieces) -> Result<(), String> {
     let failed = |e: io::Error| format!("cannot read {}: {e}", path.display());
     if path.as_os_str() == "-" {
         return match format {
             Some(Format::Parquet) => Err("Parquet is read from files only".to_owned()),
+            Some(Format::Otlp) => requests(&mut io::stdin().lock(), out).map_err(failed),
             _ => lines(&mut io::stdin().lock(), out).map_err(failed),
         };
     }
-    let parquet = match format {
-        Some(format) => format == Format::Parquet,
+    let format = match format {
+        Some(format) => format,
         None => {
-            let mut magic = [0; 4];
-            let n = File::open(path).and_then(|mut f| f.read(&mut magic)).map_err(failed)?;
-            n == 4 && magic == *b"PAR1"
+            let mut begins = Vec::new();
+            File::open(path).and_then(|f| f.take(BEGINNING_BYTES).read_to_end(&mut begins)).map_err(failed)?;
+            if begins.starts_with(b"PAR1") {
+                Format::Parquet
+            } else if otlp::request_in(&begins).is_some() {
+                Format::Otlp
+            } else {
+                Format::Ndjson
+            }
         }
     };
-    if !parquet {
-        return lines(&mut BufReader::new(File::open(path).map_err(failed)?), out).map_err(failed);
+    let open = || File::open(path).map(BufReader::new).map_err(failed);
+    match format {
+        Format::Ndjson => return lines(&mut open()?, out).map_err(failed),
+        Format::Otlp => return requests(&mut open()?, out).map_err(failed),
+        Format::Parquet => {}
     }
     let (table, batches) = parquet_file::read(path)?;
     let mut piece = Vec::new();
@@ -86,15 +121,39 @@ fn read(path: &Path, format: Option<Format>, out: &Pieces) -> Result<(), String>
         let text = export::ndjson(table, &batch?).map_err(|e| e.to_string())?;
         for line in text.split_inclusive('\n') {
             piece.extend_from_slice(line.as_bytes());
-            if piece.len() >= PIECE_BYTES && out.blocking_send(Ok(std::mem::take(&mut piece))).is_err() {
+            if piece.len() >= PIECE_BYTES && !hand_on(out, ROWS, &mut piece) {
                 return Ok(());
             }
         }
     }
     if !piece.is_empty() {
-        let _ = out.blocking_send(Ok(piece));
+        hand_on(out, ROWS, &mut piece);
     }
     Ok(())
+}
+
+/// Each line of OTLP's JSON is a piece of its own.
+fn requests(from: &mut dyn BufRead, out: &Pieces) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let n = from.take(REQUEST_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
+        if n == 0 {
+            return Ok(());
+        }
+        if n == REQUEST_BYTES_MAX && line.last() != Some(&b'\n') {
+            return Err(io::Error::other(format!("a line is longer than {REQUEST_BYTES_MAX} bytes")));
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let path = otlp::request_in(&line).ok_or_else(|| {
+            io::Error::other("a line begins with none of resourceLogs, resourceMetrics and resourceSpans")
+        })?;
+        if !hand_on(out, path, &mut line) {
+            return Ok(());
+        }
+    }
 }
 
 /// Cuts the text behind lines. The same text always falls into the same pieces.
@@ -108,7 +167,7 @@ fn lines(from: &mut dyn BufRead, out: &Pieces) -> io::Result<()> {
         }
         if piece.len() >= PIECE_BYTES || (piece.len() == before && !piece.is_empty()) {
             let end = piece.len() == before;
-            if out.blocking_send(Ok(std::mem::take(&mut piece))).is_err() || end {
+            if !hand_on(out, ROWS, &mut piece) || end {
                 return Ok(());
             }
         } else if piece.len() == before {
@@ -131,21 +190,23 @@ async fn send(
     taken: &mut Taken,
 ) -> Result<(), String> {
     let id = batch_id(number, &piece);
+    let rows = url.path() == ROWS;
     let (began, mut pause) = (Instant::now(), RETRY_PAUSE_MIN);
     loop {
         let mut request = client
             .post(url.clone())
-            .header("Content-Type", "application/x-ndjson")
+            .header("Content-Type", if rows { "application/x-ndjson" } else { "application/json" })
             .header("X-Batch-Id", &id)
             .body(piece.clone());
         if let Some(tenant) = tenant {
             request = request.header("X-Scope-OrgID", tenant);
         }
         let (why, after) = match request.send().await {
-            Ok(answer) if answer.status().is_success() || answer.status() == 400 => {
+            Ok(answer) if answer.status().is_success() || (answer.status() == 400 && rows) => {
                 let status = answer.status();
                 let text = answer.text().await.map_err(|e| chain(&e))?;
-                return count(&text, taken).ok_or_else(|| format!("the server answers {status}: {text}"));
+                let counted = if rows { count(&text, taken) } else { count_refused(&text, taken) };
+                return counted.ok_or_else(|| format!("the server answers {status}: {text}"));
             }
             Ok(answer) => {
                 let status = answer.status();
@@ -170,9 +231,30 @@ async fn send(
     }
 }
 
+/// Refusals that are told.
+const ERRORS_SHOWN: usize = 5;
+
+/// Adds up an answer of OTLP; `None` if it is none.
+fn count_refused(answer: &str, taken: &mut Taken) -> Option<()> {
+    let answer: serde_json::Value = serde_json::from_str(answer).ok()?;
+    let partial = answer.as_object()?.get("partialSuccess");
+    let refused = ["rejectedLogRecords", "rejectedDataPoints", "rejectedSpans"].into_iter().find_map(|name| {
+        let n = partial?.get(name)?;
+        n.as_u64().or_else(|| n.as_str()?.parse().ok())
+    });
+    taken.requests += 1;
+    if let Some(n) = refused.filter(|n| *n > 0) {
+        taken.rejected += n;
+        let why = partial?.get("errorMessage").and_then(|m| m.as_str()).unwrap_or_default();
+        if taken.errors.len() < ERRORS_SHOWN {
+            taken.errors.push(why.to_owned());
+        }
+    }
+    Some(())
+}
+
 /// Adds up an answer; `None` if it is none.
 fn count(answer: &str, taken: &mut Taken) -> Option<()> {
-    const ERRORS_SHOWN: usize = 5;
     let answer: serde_json::Value = serde_json::from_str(answer).ok()?;
     taken.accepted += answer["accepted"].as_u64()?;
     taken.rejected += answer["rejected"].as_u64()?;
@@ -198,7 +280,7 @@ mod tests {
             drop(sender);
             let mut out = Vec::new();
             while let Some(piece) = pieces.blocking_recv() {
-                out.push(piece.unwrap());
+                out.push(piece.unwrap().body);
             }
             out
         };

@@ -1,11 +1,12 @@
 //! `sightline export` and `sightline import`: a time window of one signal out of a running server into a file, and back.
 //!
-//! Both go through the server (`/api/v1/export`, `/api/v1/import`), so that limits and tenants hold and nothing needs to be
-//! stopped. Memory is that of a few batches. An import may be repeated: each piece of a file has an id of its own, and an
-//! id is stored once (the server remembers the latest 65,536).
+//! Both go through the server (`/api/v1/export`, `/api/v1/import`; OTLP goes in by its own routes), so that limits and
+//! tenants hold and nothing needs to be stopped. Memory is that of a few batches. An import may be repeated: each piece of a
+//! file has an id of its own, and an id is stored once (the server remembers the latest 65,536).
 
 mod export;
 mod import;
+mod otlp;
 mod parquet_file;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,8 @@ pub enum Format {
     Ndjson,
     /// Parquet; of metrics one file a kind: FILE, FILE.histograms, FILE.exemplars
     Parquet,
+    /// OTLP's JSON, a request a line, for any OpenTelemetry receiver; of metrics only with --from
+    Otlp,
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,12 +68,12 @@ pub struct ExportArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct ImportArgs {
-    /// Files as `export` writes them; - is standard input
+    /// Files as `export` or, of OTLP, OpenTelemetry's file exporter writes them; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7600")]
     url: String,
-    /// [default: Parquet for files that begin like one, else NDJSON]
+    /// [default: by how a file begins; NDJSON for standard input]
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// X-Scope-OrgID
@@ -106,6 +109,12 @@ fn finish(work: impl AsyncFnOnce(reqwest::Client) -> Result<String, String>) -> 
             ExitCode::FAILURE
         }
     }
+}
+
+/// A moment in milliseconds since the epoch.
+fn millis(text: &str) -> Result<i64, String> {
+    let moment = moment(text)?;
+    query::http::params::parse_time_ms(&moment).ok_or_else(|| format!("invalid time {text:?}"))
 }
 
 /// A moment as the API takes it: `6h` is that long before now.

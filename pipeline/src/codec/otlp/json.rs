@@ -3,6 +3,8 @@
 //! Differences from protobuf's usual JSON, by the OTLP specification: trace and span ids are hex; enumerations are
 //! numbers (names are taken too); unknown fields are ignored. Streams: nothing is held but the output.
 
+mod write;
+
 use std::{borrow::Cow, fmt};
 
 use base64::Engine as _;
@@ -12,6 +14,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+pub use self::write::from_protobuf;
 use super::wire::put_varint;
 use crate::codec::Malformed;
 

@@ -68,8 +68,13 @@ impl<'a> Reader<'a> {
         Reader { bytes }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The next number of a packed list.
     #[inline]
-    fn varint(&mut self) -> Result<u64, Malformed> {
+    pub fn varint(&mut self) -> Result<u64, Malformed> {
         if let [b @ 0..0x80, rest @ ..] = self.bytes {
             self.bytes = rest;
             return Ok(u64::from(*b));
