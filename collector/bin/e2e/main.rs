@@ -24,3 +24,7 @@ mod smoke;
 mod torture;
 mod transfer;
 mod value_matrix;
+
+#[allow(dead_code, reason = "shared with the store's own tests, which also kill it")]
+#[path = "../../../storage/tests/s3/weed.rs"]
+mod weed;

@@ -49,15 +49,21 @@ impl Server {
     }
 
     /// As [`Server::start`]; standard error goes to `log`.
-    pub fn start_logged(data: &Path, args: &[String], log: File) -> Result<Server, String> {
+    pub fn start_logged(data: &Path, args: &[String], env: &[(String, String)], log: File) -> Result<Server, String> {
         let mut command = command(data);
-        command.args(args).stderr(log);
+        command.args(args).envs(env.iter().cloned()).stderr(log);
         Self::launch(command)
     }
 
     /// Starts and kills it, ready or not.
-    pub fn start_and_kill(data: &Path, args: &[String], log: File, after: Duration) {
-        let mut child = command(data).args(args).stderr(log).stdout(Stdio::null()).spawn().expect("the program runs");
+    pub fn start_and_kill(data: &Path, args: &[String], env: &[(String, String)], log: File, after: Duration) {
+        let mut child = command(data)
+            .args(args)
+            .envs(env.iter().cloned())
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the program runs");
         std::thread::sleep(after);
         let _ = child.kill();
         let _ = child.wait();

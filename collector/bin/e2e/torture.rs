@@ -1,7 +1,7 @@
 //! Crash torture: the process is killed with -9 at random instants under mixed load, while heads are flushed and parts are
 //! merged all the time; after each restart a judge that shares no code with the server reads everything back.
 //!
-//! `SIGHTLINE_TORTURE_CYCLES` (4), `SIGHTLINE_SEED` (random, printed).
+//! `SIGHTLINE_TORTURE_CYCLES` (4), `SIGHTLINE_S3_TORTURE_CYCLES` (2), `SIGHTLINE_SEED` (random, printed).
 
 use std::{
     collections::BTreeSet,
@@ -19,6 +19,7 @@ use super::{
     judge::{Scope, Verdict, judge},
     oracle::{DAYS, Fate, Kind, Oracle, Request, Rng, step},
     server::Server,
+    weed,
 };
 
 const APP: &str = "torture";
@@ -51,6 +52,33 @@ fn torture_kill_loses_alters_and_repeats_nothing() {
     });
 }
 
+#[test]
+fn torture_over_s3_loses_alters_and_repeats_nothing() {
+    let cycles = count("SIGHTLINE_S3_TORTURE_CYCLES", 2);
+    let Some(weed) = weed::start_or_skip("torture over S3") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new("torture_s3", dir.path(), &dir.path().join("data"));
+    run.place.env = [
+        ("AWS_ENDPOINT_URL", format!("http://{}", weed.s3())),
+        ("AWS_ACCESS_KEY_ID", weed::KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", weed::SECRET.to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("SIGHTLINE_STORE", format!("s3://{}/torture", weed::BUCKET)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec();
+    run.cycles(cycles, &mut |server, rng, place| {
+        server.kill();
+        while rng.one_in(4) {
+            place.start_and_kill(Duration::from_millis(rng.below(200)));
+        }
+        // Only the bucket and the log are left.
+        if rng.one_in(3) {
+            let _ = std::fs::remove_dir_all(place.data.join("cache"));
+        }
+    });
+}
+
 /// A number from the environment.
 pub fn count(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
@@ -61,6 +89,8 @@ pub struct Place {
     pub data: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    /// Environment of the server.
+    env: Vec<(String, String)>,
     /// The power is going: an answer that comes now could not have reached anyone, so it makes no obligation.
     pub power_goes: AtomicBool,
 }
@@ -75,12 +105,12 @@ impl Place {
     }
 
     fn start(&self) -> Server {
-        Server::start_logged(&self.data, &self.args(), self.log())
+        Server::start_logged(&self.data, &self.args(), &self.env, self.log())
             .unwrap_or_else(|e| panic!("server did not start: {e}\n{}", self.log_end()))
     }
 
     fn start_and_kill(&self, after: Duration) {
-        Server::start_and_kill(&self.data, &self.args(), self.log(), after);
+        Server::start_and_kill(&self.data, &self.args(), &self.env, self.log(), after);
     }
 
     fn log_end(&self) -> String {
@@ -124,6 +154,7 @@ impl Run {
             data: data.to_owned(),
             config: aside.join("sightline.yaml"),
             log: aside.join("server.log"),
+            env: Vec::new(),
             power_goes: AtomicBool::new(false),
         };
         std::fs::write(&place.config, CONFIG).expect("the directory can be written");
