@@ -1,0 +1,130 @@
+//! `/query` and `/query_range`: parameters to a request of the engine, its value to JSON.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::extract::Request;
+
+use super::{Answer, Api, TRUNCATED};
+use crate::{
+    error::QueryError,
+    http::{
+        encode, envelope,
+        params::{Params, invalid},
+    },
+    limits::POINTS_PER_SERIES_MAX,
+    promql::{InstantRequest, Output, RangeRequest, Value},
+};
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// `timeout` or `lookback_delta`, above zero.
+fn positive(params: &Params, name: &str) -> Result<Option<Duration>, QueryError> {
+    match params.duration(name)? {
+        Some(ms) if ms <= 0 => Err(invalid(name, "must be greater than 0")),
+        ms => Ok(ms.map(|ms| Duration::from_millis(ms.unsigned_abs()))),
+    }
+}
+
+pub(super) async fn instant(api: Api, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let time_ms = params.time("time")?.unwrap_or_else(now_ms);
+    let request = InstantRequest {
+        query: params.required("query")?.to_owned(),
+        time_ms: bounded("time", time_ms)?,
+        timeout: positive(&params, "timeout")?,
+        lookback: positive(&params, "lookback_delta")?,
+    };
+    let limit = params.limit()?;
+    let begun = Instant::now();
+    let output = api.engine.instant(&tenant, request).await?;
+    respond(output, limit, params.get("stats").is_some(), begun).await
+}
+
+pub(super) async fn range(api: Api, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let time = |name: &str| {
+        let value = params.time(name)?;
+        bounded(name, value.ok_or_else(|| invalid(name, "cannot parse \"\" to a valid timestamp"))?)
+    };
+    let (start_ms, end_ms) = (time("start")?, time("end")?);
+    if end_ms < start_ms {
+        return Err(invalid("end", "end timestamp must not be before start time"));
+    }
+    let step_ms = params.duration("step")?.ok_or_else(|| invalid("step", "cannot parse \"\" to a valid duration"))?;
+    if step_ms <= 0 {
+        return Err(invalid(
+            "step",
+            "zero or negative query resolution step widths are not accepted. Try a positive integer",
+        ));
+    }
+    if (end_ms - start_ms) / step_ms > POINTS_PER_SERIES_MAX {
+        return Err(QueryError::BadData(
+            "exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)"
+                .into(),
+        ));
+    }
+    let request = RangeRequest {
+        query: params.required("query")?.to_owned(),
+        start_ms,
+        end_ms,
+        step_ms,
+        timeout: positive(&params, "timeout")?,
+        lookback: positive(&params, "lookback_delta")?,
+    };
+    let limit = params.limit()?;
+    let begun = Instant::now();
+    let output = api.engine.range(&tenant, request).await.map_err(|e| match e {
+        QueryError::BadData(why) => invalid("query", &why),
+        other => other,
+    })?;
+    respond(output, limit, params.get("stats").is_some(), begun).await
+}
+
+/// Times so far out that their arithmetic could overflow match nothing anyway.
+fn bounded(name: &str, ms: i64) -> Result<i64, QueryError> {
+    const MS_MAX: i64 = i64::MAX / 1000;
+    if (-MS_MAX..=MS_MAX).contains(&ms) { Ok(ms) } else { Err(invalid(name, "timestamp is out of range")) }
+}
+
+async fn respond(mut output: Output, limit: Option<usize>, stats: bool, begun: Instant) -> Answer {
+    if let Some(limit) = limit {
+        let cut = match &mut output.value {
+            Value::Vector { samples, .. } if samples.len() > limit => {
+                samples.truncate(limit);
+                true
+            }
+            Value::Matrix(series) if series.len() > limit => {
+                series.truncate(limit);
+                true
+            }
+            _ => false,
+        };
+        if cut {
+            output.annotations.warn_plain(TRUNCATED);
+        }
+    }
+    // A large answer takes longer to write than an async thread may be held.
+    tokio::task::spawn_blocking(move || {
+        let mut data = String::from("{");
+        encode::write_value(&mut data, &output.value);
+        if stats {
+            let s = output.stats;
+            let (eval, prepare, queue) = (s.eval.as_secs_f64(), s.prepare.as_secs_f64(), s.queue.as_secs_f64());
+            data.push_str(&format!(
+                ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{},\"resultSortTime\":0,\"queryPreparationTime\":{prepare},\
+                 \"innerEvalTime\":{eval},\"execQueueTime\":{queue},\"execTotalTime\":{}}},\
+                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{n}}}}}",
+                eval + prepare,
+                begun.elapsed().as_secs_f64(),
+                n = s.samples,
+            ));
+        }
+        data.push('}');
+        envelope::prometheus_success(&data, &output.annotations)
+    })
+    .await
+    .map_err(|e| QueryError::Internal(e.to_string()))
+}

@@ -1,0 +1,168 @@
+//! `/series`, `/labels` and `/label/x/values`: what there is, by selectors and time.
+
+use std::collections::BTreeSet;
+
+use axum::{body::Body, extract::Request, http::Response};
+use storage::{
+    SeriesInfo,
+    model::{Matcher, TenantId, TimeRange},
+};
+
+use super::{Answer, Api, TRUNCATED};
+use crate::{
+    annotations::Annotations,
+    error::QueryError,
+    fetch,
+    http::{
+        encode, envelope,
+        params::{Params, invalid},
+    },
+    limits::MATCHES_MAX,
+    promql,
+};
+
+/// The selectors of `match[]`.
+pub(in crate::http) fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, QueryError> {
+    let all: Vec<&str> = params.all("match[]").collect();
+    if all.len() > MATCHES_MAX {
+        return Err(invalid("match[]", &format!("more than {MATCHES_MAX} selectors")));
+    }
+    all.into_iter()
+        .map(|text| {
+            promql::parse_selector(text).map_err(|e| {
+                if e.message.contains("at least one non-empty matcher") {
+                    invalid("match[]", "match[] must contain at least one non-empty matcher")
+                } else {
+                    invalid("match[]", &e.to_string())
+                }
+            })
+        })
+        .collect()
+}
+
+/// Series of any of the selectors (of all series if there are none), each once, sorted by labels.
+pub(super) async fn find(
+    api: &Api,
+    tenant: &TenantId,
+    matches: &[Vec<Matcher>],
+    range: Option<TimeRange>,
+) -> Result<Vec<SeriesInfo>, QueryError> {
+    let Some(range) = range else { return Ok(Vec::new()) };
+    let everything = [Vec::new()];
+    let matches = if matches.is_empty() { &everything[..] } else { matches };
+    let mut out = Vec::new();
+    for matchers in matches {
+        out.extend(fetch::series(&api.store, tenant, matchers, range).await?);
+    }
+    let series_max = api.limits.series_of(tenant);
+    if out.len() > series_max {
+        return Err(QueryError::Execution(format!(
+            "request selects {} series, more than the limit of {series_max} series; add matchers",
+            out.len()
+        )));
+    }
+    if matches.len() > 1 {
+        out.sort_by(|a, b| a.labels.cmp(&b.labels));
+        out.dedup_by_key(|s| s.id);
+    }
+    Ok(out)
+}
+
+fn truncated<T>(list: &mut Vec<T>, limit: Option<usize>) -> Annotations {
+    let mut notes = Annotations::default();
+    if let Some(limit) = limit
+        && list.len() > limit
+    {
+        list.truncate(limit);
+        notes.warn_plain(TRUNCATED);
+    }
+    notes
+}
+
+pub(super) async fn series(api: Api, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let matches = matches(&params)?;
+    if matches.is_empty() {
+        return Err(QueryError::BadData("no match[] parameter provided".into()));
+    }
+    let limit = params.limit()?;
+    let mut found = find(&api, &tenant, &matches, params.range()?).await?;
+    let notes = truncated(&mut found, limit);
+    let mut data = String::from("[");
+    for (i, s) in found.iter().enumerate() {
+        if i > 0 {
+            data.push(',');
+        }
+        encode::write_labels(&mut data, &s.labels);
+    }
+    data.push(']');
+    Ok(envelope::prometheus_success(&data, &notes))
+}
+
+fn strings(mut list: Vec<&str>, limit: Option<usize>) -> Response<Body> {
+    let notes = truncated(&mut list, limit);
+    let mut data = String::new();
+    encode::write_strings(&mut data, list);
+    envelope::prometheus_success(&data, &notes)
+}
+
+pub(super) async fn labels(api: Api, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let (matches, limit) = (matches(&params)?, params.limit()?);
+    let found = find(&api, &tenant, &matches, params.range()?).await?;
+    let names: BTreeSet<&str> = found.iter().flat_map(|s| s.labels.iter().map(|(n, _)| n)).collect();
+    Ok(strings(names.into_iter().collect(), limit))
+}
+
+pub(super) async fn label_values(api: Api, name: &str, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let name = unescape_label(name);
+    if name.is_empty() || name.contains('\u{FFFD}') {
+        return Err(QueryError::BadData(format!("invalid label name: {name:?}")));
+    }
+    let (matches, limit) = (matches(&params)?, params.limit()?);
+    let found = find(&api, &tenant, &matches, params.range()?).await?;
+    let values: BTreeSet<&str> = found.iter().filter_map(|s| s.labels.get(&name)).collect();
+    Ok(strings(values.into_iter().collect(), limit))
+}
+
+/// `U__a_2e_b` is `a.b`: `__` an underscore, `_hex_` a code point. What is not well-formed stays as it is.
+fn unescape_label(name: &str) -> String {
+    fn inner(text: &str) -> Option<String> {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            if c != '_' {
+                if !(c.is_ascii_alphanumeric() || c == ':') {
+                    return None;
+                }
+                out.push(c);
+                continue;
+            }
+            let end = rest.find('_')?;
+            if end == 0 {
+                out.push('_');
+            } else {
+                let code = u32::from_str_radix(rest.get(..end).filter(|h| h.len() <= 6)?, 16).ok()?;
+                out.push(char::from_u32(code)?);
+            }
+            rest = &rest[end + 1..];
+        }
+        Some(out)
+    }
+    name.strip_prefix("U__").and_then(inner).unwrap_or_else(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_label_names_are_read() {
+        assert_eq!(unescape_label("U__http_2e_status"), "http.status");
+        assert_eq!(unescape_label("U__a__b"), "a_b");
+        assert_eq!(unescape_label("U__bad_"), "U__bad_");
+        assert_eq!(unescape_label("job"), "job");
+    }
+}
