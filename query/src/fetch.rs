@@ -31,6 +31,8 @@ pub struct SeriesData {
     /// Start times (ms, 0 = unknown) beside `ts`; empty when no sample has one.
     pub starts: Vec<i64>,
     pub histograms: Vec<(i64, Arc<Histogram>)>,
+    /// Start times beside `histograms`; empty when none has one.
+    pub histogram_starts: Vec<i64>,
 }
 
 /// How much before a range histograms are read for what they say of the first one in it, ms.
@@ -74,12 +76,14 @@ pub fn range_of_millis(from: i64, to: i64) -> Option<TimeRange> {
 
 /// Points of all matching series with `from_ms <= ts <= to_ms`.
 ///
+/// `tell_drops`: histograms say that they were reset where they fell, not only where their sender says so.
 /// Errors when more than `series_max` series match or the budget is used up.
 pub async fn samples(
     store: &Store,
     tenant: &TenantId,
     matchers: &[Matcher],
     (from_ms, to_ms): (i64, i64),
+    tell_drops: bool,
     series_max: usize,
     budget: &mut SampleBudget,
 ) -> Result<Vec<Arc<SeriesData>>, QueryError> {
@@ -116,7 +120,7 @@ pub async fn samples(
         budget.take(batch.num_rows().saturating_mul(10))?;
         histograms.push(batch);
     }
-    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms, from_ms))
+    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms, from_ms, tell_drops))
         .await
         .map_err(|e| QueryError::Internal(e.to_string()))?
 }
@@ -132,6 +136,7 @@ fn gather(
     batches: &[RecordBatch],
     histograms: &[RecordBatch],
     from_ms: i64,
+    tell_drops: bool,
 ) -> Result<Vec<Arc<SeriesData>>, QueryError> {
     let index: HashMap<i64, usize> = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
     let mut out: Vec<SeriesData> =
@@ -167,8 +172,13 @@ fn gather(
             series.starts.clear();
         }
         sort_points(series);
-        hint_resets(&mut series.histograms);
-        series.histograms.retain(|h| h.0 >= from_ms);
+        hint_resets(&mut series.histograms, tell_drops);
+        let early = series.histograms.partition_point(|h| h.0 < from_ms);
+        series.histograms.drain(..early);
+        series.histogram_starts.drain(..early);
+        if series.histogram_starts.iter().all(|s| *s == 0) {
+            series.histogram_starts.clear();
+        }
     }
     out.retain(|s| !s.ts.is_empty() || !s.histograms.is_empty());
     Ok(out.into_iter().map(Arc::new).collect())
@@ -204,13 +214,15 @@ fn gather_histograms(
             reset_hint: small("reset_hint")?.value(row),
             is_float: true,
         };
+        let starts = ints("start_ms")?;
+        out[*series].histogram_starts.push(if starts.is_valid(row) { starts.value(row) } else { 0 });
         out[*series].histograms.push((ints("ts_ms")?.value(row), Arc::new(Histogram::from(histogram))));
     }
     Ok(())
 }
 
 /// Tells of each counter histogram when it was not reset since the one before, as a Prometheus store does.
-fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)]) {
+fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)], tell_drops: bool) {
     for i in 1..histograms.len() {
         let (before, now) = (histograms[i - 1].1.clone(), &mut histograms[i].1);
         let known = now.hint != ResetHint::Unknown || before.hint == ResetHint::Gauge;
@@ -218,8 +230,10 @@ fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)]) {
             continue;
         }
         // A drop stays unknown: the one that fell may have come out of order.
-        if !now.is_reset_since(&before) {
-            Arc::make_mut(now).hint = ResetHint::NotReset;
+        match (now.is_reset_since(&before), tell_drops) {
+            (false, _) => Arc::make_mut(now).hint = ResetHint::NotReset,
+            (true, true) => Arc::make_mut(now).hint = ResetHint::Reset,
+            (true, false) => {}
         }
     }
 }
@@ -242,14 +256,21 @@ fn sort_points(series: &mut SeriesData) {
         }
         series.ts = kept.iter().map(|i| series.ts[*i]).collect();
     }
-    series.histograms.sort_by_key(|(t, _)| *t);
-    series.histograms.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
-        if same {
-            kept.1 = next.1.clone();
-        }
-        same
-    });
+    if !series.histograms.windows(2).all(|w| w[0].0 < w[1].0) {
+        let histograms = std::mem::take(&mut series.histograms);
+        let starts = std::mem::take(&mut series.histogram_starts);
+        // A stable sort by time: the last of equal ones is the last that was committed.
+        let mut rows: Vec<_> = histograms.into_iter().zip(starts).collect();
+        rows.sort_by_key(|((t, _), _)| *t);
+        rows.dedup_by(|next, kept| {
+            let same = next.0.0 == kept.0.0;
+            if same {
+                std::mem::swap(next, kept);
+            }
+            same
+        });
+        (series.histograms, series.histogram_starts) = rows.into_iter().unzip();
+    }
 }
 
 /// All rows of one trace in commit order. `range` is a hint where to look.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     sync::Arc,
     time::{Duration as StdDuration, Instant},
 };
@@ -23,13 +24,19 @@ use crate::{annotations::Annotations, error::QueryError, fetch, limits::Limits, 
 pub struct EngineOptions {
     /// `__type__` and `__unit__` are dropped together with the metric name.
     pub type_and_unit_labels: bool,
+    /// `rate`, `increase`, `irate` and `resets` use the start times of samples.
+    pub start_timestamps: bool,
     /// Step of subqueries that name none.
     pub default_step: StdDuration,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { type_and_unit_labels: false, default_step: StdDuration::from_secs(60) }
+        EngineOptions {
+            type_and_unit_labels: false,
+            start_timestamps: false,
+            default_step: StdDuration::from_secs(60),
+        }
     }
 }
 
@@ -165,12 +172,15 @@ impl Engine {
         let samples_max = self.limits.samples_of(tenant);
         let mut budget = fetch::SampleBudget::new(samples_max);
         let mut data = vec![Vec::new(); needs.len()];
+        let mut stats_only = HashSet::new();
+        of_stats(&expr, false, &mut stats_only);
         for (selector, from, to) in needs {
             data[selector.id] = fetch::samples(
                 &self.store,
                 tenant,
                 &selector.matchers,
                 (from, to),
+                stats_only.contains(&selector.id),
                 self.limits.series_of(tenant),
                 &mut budget,
             )
@@ -179,6 +189,7 @@ impl Engine {
         let samples: usize = data.iter().flatten().map(|s| s.ts.len() + s.histograms.len()).sum();
         let samples_left = samples_max.saturating_sub(samples);
         let drop_type_and_unit = self.options.type_and_unit_labels;
+        let start_timestamps = self.options.start_timestamps;
         let query = query.to_owned();
         let started = Instant::now();
         let work = move || {
@@ -190,6 +201,7 @@ impl Engine {
                 times,
                 default_step_ms,
                 drop_type_and_unit,
+                start_timestamps,
                 notes: RefCell::new(Annotations::default()),
                 samples_left: Cell::new(samples_left),
                 deadline,
@@ -234,6 +246,7 @@ fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), Q
         }
         ExprKind::Call { function, args } => {
             if function.name == "info" {
+                resolve(query, &mut args[0], times)?;
                 complete_info(args);
             }
             args.iter_mut().try_for_each(|a| resolve(query, a, times))
@@ -259,13 +272,31 @@ fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), Q
 
 /// Info series are read at the times at which the selector they are joined to is.
 fn complete_info(args: &mut [Expr]) {
-    let (at, offset) = match args.first().map(|a| &a.inner().kind) {
-        Some(ExprKind::Selector(s)) => (s.at, s.offset.clone()),
-        _ => return,
-    };
+    let Some(base) = args.first() else { return };
+    let Some((at, offset_ms)) = reference(base) else { return };
+    let span = base.span;
     if let Some(ExprKind::Selector(info)) = args.get_mut(1).map(|a| &mut a.kind) {
         info.at = at;
-        info.offset = offset;
+        info.offset = Some(Duration { kind: DurationKind::Seconds(offset_ms as f64 / 1000.0), span });
+    }
+}
+
+/// Where `@` and offsets (ms) on the way to the first selector of a resolved expression move its time.
+fn reference(expr: &Expr) -> Option<(Option<At>, i64)> {
+    let moved = |at: Option<At>, offset: &Option<Duration>| (at, offset.as_ref().map_or(0, eval::millis));
+    match &expr.kind {
+        ExprKind::Number(_) | ExprKind::String(_) => None,
+        ExprKind::Paren(e) | ExprKind::Unary { operand: e, .. } => reference(e),
+        ExprKind::Binary(b) => reference(&b.left).or_else(|| reference(&b.right)),
+        ExprKind::Aggregate(a) => reference(&a.operand),
+        ExprKind::Call { args, .. } => args.iter().find_map(reference),
+        ExprKind::Selector(s) | ExprKind::Range { selector: s, .. } => Some(moved(s.at, &s.offset)),
+        ExprKind::Subquery(s) => {
+            let (inner_at, inner_offset) = reference(&s.expr)?;
+            let (at, offset) = moved(s.at, &s.offset);
+            // A fixed time inside does not move with what is around it.
+            Some(if inner_at.is_some() { (inner_at, inner_offset) } else { (at, offset + inner_offset) })
+        }
     }
 }
 
@@ -316,6 +347,34 @@ fn duration_seconds(query: &str, d: &Duration, times: (i64, i64, i64)) -> Result
             }
         }
     })
+}
+
+/// Selectors of which only counts and sums of histograms are asked for. Prometheus reads those with an iterator that tells
+/// every reset, which aggregations can then warn of.
+fn of_stats(expr: &Expr, inside: bool, out: &mut HashSet<usize>) {
+    match &expr.kind {
+        ExprKind::Number(_) | ExprKind::String(_) => {}
+        ExprKind::Paren(e) | ExprKind::Unary { operand: e, .. } => of_stats(e, inside, out),
+        ExprKind::Binary(b) => {
+            of_stats(&b.left, inside, out);
+            of_stats(&b.right, inside, out);
+        }
+        ExprKind::Aggregate(a) => of_stats(&a.operand, inside, out),
+        ExprKind::Call { function, args } => {
+            let inside = match function.name {
+                "histogram_count" | "histogram_sum" | "histogram_avg" => true,
+                "histogram_quantile" | "histogram_quantiles" | "histogram_fraction" => false,
+                _ => inside,
+            };
+            args.iter().for_each(|a| of_stats(a, inside, out));
+        }
+        ExprKind::Selector(s) | ExprKind::Range { selector: s, .. } => {
+            if inside {
+                out.insert(s.id);
+            }
+        }
+        ExprKind::Subquery(s) => of_stats(&s.expr, false, out),
+    }
 }
 
 /// What each selector needs, by its id: the closed interval of sample times for evaluation times in `times`.

@@ -28,7 +28,7 @@ const LEVEL_UNARY: u8 = 6;
 
 /// Parses and type-checks one expression.
 pub fn parse(text: &str) -> Result<Expr, SyntaxError> {
-    let mut parser = Parser { cursor: Cursor::new(text, &DIALECT)?, selectors: 0 };
+    let mut parser = Parser { cursor: Cursor::new(text, &DIALECT)?, selectors: 0, names_label: false };
     if parser.cursor.peek().kind == Kind::End {
         return Err(parser.cursor.error(Span::new(0, 0), "no expression found in input"));
     }
@@ -128,6 +128,8 @@ fn binary_op(text: &str) -> Option<(BinaryOp, Binding)> {
 struct Parser<'a> {
     cursor: Cursor<'a>,
     selectors: usize,
+    /// A string here is the name of a label.
+    names_label: bool,
 }
 
 struct Operator {
@@ -299,7 +301,8 @@ impl Parser<'_> {
                     shown.push_str(chunk.valid());
                     chunk.invalid().iter().for_each(|b| shown.push_str(&format!("\\x{b:02x}")));
                 }
-                Err(self.cursor.error(span, format!("invalid UTF-8 in string \"{shown}\"")))
+                let what = if self.names_label { "invalid label name" } else { "invalid UTF-8 in string" };
+                Err(self.cursor.error(span, format!("{what} \"{shown}\"")))
             }
         }
     }
@@ -376,7 +379,10 @@ impl Parser<'_> {
 
     fn aggregate(&mut self, op: AggregateOp, start: Span) -> Result<Expr, SyntaxError> {
         let mut grouping = self.grouping()?;
-        let (mut args, mut end) = self.arguments(false)?;
+        self.names_label = op == AggregateOp::CountValues;
+        let arguments = self.arguments(false);
+        self.names_label = false;
+        let (mut args, mut end) = arguments?;
         if grouping.is_none() {
             grouping = self.grouping()?;
             if grouping.is_some() {

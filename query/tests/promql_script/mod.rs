@@ -35,7 +35,8 @@ impl Session {
         config.durability = storage::Durability::None;
         config.background = false;
         let store = Store::open(config).await.expect("a fresh store opens");
-        let options = EngineOptions { type_and_unit_labels: true, ..EngineOptions::default() };
+        let options =
+            EngineOptions { type_and_unit_labels: true, start_timestamps: true, ..EngineOptions::default() };
         let engine = Engine::new(store.clone(), Limits::default(), options);
         Session { _dir: dir, store, engine }
     }
@@ -95,6 +96,12 @@ fn duration(text: &str) -> Result<i64, String> {
 
 /// `name{a="b"} points`: labels and the rest.
 fn series(line: &str) -> Result<(Labels, &str), String> {
+    let (head, rest) = split_series(line);
+    let labels = if head == "{}" { Labels::default() } else { labels_of(head)? };
+    Ok((labels, rest))
+}
+
+fn split_series(line: &str) -> (&str, &str) {
     let mut quoted = false;
     let mut depth = 0;
     let mut end = line.len();
@@ -118,9 +125,7 @@ fn series(line: &str) -> Result<(Labels, &str), String> {
             _ => {}
         }
     }
-    let head = line[..end].trim();
-    let labels = if head == "{}" { Labels::default() } else { labels_of(head)? };
-    Ok((labels, line[end..].trim()))
+    (line[..end].trim(), line[end..].trim())
 }
 
 fn labels_of(text: &str) -> Result<Labels, String> {
@@ -154,11 +159,11 @@ async fn load(store: &Store, line: &str, body: &[&str]) -> Result<(), String> {
     let mut loaded: Vec<(Labels, Vec<(i64, Point)>)> = Vec::new();
     let mut starts: BTreeMap<String, Vec<Option<i64>>> = BTreeMap::new();
     for line in body {
-        let (labels, rest) = series(line)?;
-        if let Some(offsets) = rest.strip_prefix("@st") {
-            starts.insert(labels.to_json(), points::parse_starts(offsets)?);
+        if let (Some(head), offsets) = (split_series(line).0.strip_suffix("@st"), split_series(line).1) {
+            starts.insert(labels_of(head)?.to_json(), points::parse_starts(offsets)?);
             continue;
         }
+        let (labels, rest) = series(line)?;
         let points = parse_points(rest)?;
         let timed = points.into_iter().enumerate().filter(|(_, p)| p.is_some());
         loaded.push((labels, timed.map(|(i, p)| (step * i as i64, p)).collect()));

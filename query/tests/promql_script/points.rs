@@ -257,7 +257,9 @@ pub fn custom_bucket_histograms(loaded: &[(Labels, Vec<(i64, Point)>)]) -> Vec<(
     for (labels, points) in loaded {
         let name = labels.get("__name__").unwrap_or("");
         let (base, part) = match () {
-            () if name.ends_with("_bucket") && labels.get("le").is_some() => (name.trim_end_matches("_bucket"), 'b'),
+            () if name.ends_with("_bucket") && labels.get("le").is_some() => {
+                (name.strip_suffix("_bucket").unwrap_or(name), 'b')
+            }
             () if name.ends_with("_sum") => (name.trim_end_matches("_sum"), 's'),
             () if name.ends_with("_count") => (name.trim_end_matches("_count"), 'c'),
             () => continue,

@@ -268,7 +268,7 @@ impl Evaluator<'_> {
             let r = parameter.clamp(-1.0, 1.0);
             return present
                 .filter(|m| {
-                    let share = series[*m].labels.id() as u64 as f64 / u64::MAX as f64;
+                    let share = super::hash::of_labels(&series[*m].labels) as f64 / u64::MAX as f64;
                     if r >= 0.0 { share < r } else { share >= 1.0 + r }
                 })
                 .collect();

@@ -413,14 +413,14 @@ impl Results {
 /// Numbers label sets by the labels that matching looks at.
 struct Signatures<'a> {
     matching: &'a Matching,
-    /// Whether `__type__` and `__unit__` belong to the name.
+    /// `__type__` and `__unit__` go with the name. Not where labels to ignore are written out: those alone are ignored.
     typed: bool,
     ids: HashMap<Labels, usize>,
 }
 
 impl<'a> Signatures<'a> {
     fn new(matching: &'a Matching, typed: bool) -> Self {
-        Signatures { matching, typed, ids: HashMap::new() }
+        Signatures { matching, typed: typed && !matching.explicit, ids: HashMap::new() }
     }
 
     /// The labels that matching looks at.

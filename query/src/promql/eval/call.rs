@@ -145,6 +145,19 @@ impl Evaluator<'_> {
                 });
             }
             "timestamp" => self.timestamp(&args[0], steps)?,
+            "start_timestamp" => match &args[0].inner().kind {
+                ExprKind::Selector(s) => {
+                    let mut series =
+                        self.select_with(s, args[0].span, steps, |_, start, _| Point::Float(start as f64 / 1000.0))?;
+                    series.iter_mut().for_each(|s| s.labels = self.without_name(&s.labels));
+                    join_same_labels(series)?
+                }
+                // Nothing but a stored sample has one.
+                _ => {
+                    self.vector(&args[0], steps)?;
+                    Vec::new()
+                }
+            },
             "absent" => absent_series(&args[0], absent_points(&self.vector(&args[0], steps)?, steps)),
             "sort" | "sort_desc" => self.sort(&args[0], steps, span, name == "sort_desc")?,
             "sort_by_label" => self.sort_by_label(args, steps, false)?,
@@ -209,7 +222,9 @@ impl Evaluator<'_> {
 
     fn timestamp(&self, arg: &Expr, steps: &Steps) -> Result<Vec<Series>, QueryError> {
         let mut series = match &arg.inner().kind {
-            ExprKind::Selector(s) => self.select_with(s, steps, |t, _| Point::Float(t as f64 / 1000.0))?,
+            ExprKind::Selector(s) => {
+                self.select_with(s, arg.span, steps, |t, _, _| Point::Float(t as f64 / 1000.0))?
+            }
             _ => {
                 let mut series = self.vector(arg, steps)?;
                 for s in &mut series {

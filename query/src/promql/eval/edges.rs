@@ -3,6 +3,8 @@
 //! `anchored` takes the sample at or before the window's start as its first one. `smoothed` interpolates between the
 //! samples around either edge.
 
+use std::sync::Arc;
+
 use super::{
     Evaluator, Series, Steps, join_same_labels, metric_name, over_time,
     range::{Notes, Window},
@@ -12,7 +14,12 @@ use super::{
 use crate::{
     error::QueryError,
     fetch::SeriesData,
-    promql::{ast::Edges, histogram::Histogram, is_stale, value::Point},
+    promql::{
+        ast::Edges,
+        histogram::{Histogram, ResetHint},
+        is_stale,
+        value::Point,
+    },
     syntax::Span,
 };
 
@@ -23,7 +30,17 @@ fn between(a: (i64, f64), b: (i64, f64), t: i64, counter: bool) -> f64 {
 }
 
 /// A smoothed instant selector: between the samples around `time`, or the newest if none follows.
-pub(super) fn smoothed_at(data: &SeriesData, time: i64, lookback: i64) -> Point {
+pub(super) fn smoothed_at(data: &SeriesData, time: i64, lookback: i64, notes: &Notes<'_>) -> Point {
+    if !data.histograms.is_empty() {
+        let seen = |t: i64| t > time - lookback && t <= time + lookback;
+        if data.histograms.iter().any(|h| seen(h.0)) {
+            if data.ts.iter().any(|t| seen(*t)) {
+                notes.mixed();
+                return Point::None;
+            }
+            return smoothed_histogram(data, time, lookback, notes);
+        }
+    }
     let next = data.ts.partition_point(|t| *t < time);
     let usable = |i: usize| !is_stale(data.values[i]);
     let after = data.ts.get(next).filter(|t| **t <= time + lookback).map(|t| (*t, data.values[next]));
@@ -41,6 +58,49 @@ pub(super) fn smoothed_at(data: &SeriesData, time: i64, lookback: i64) -> Point 
         (Some(a), None) => Point::Float(a.1),
         _ => Point::None,
     }
+}
+
+fn smoothed_histogram(data: &SeriesData, time: i64, lookback: i64, notes: &Notes<'_>) -> Point {
+    let all = &data.histograms;
+    let next = all.partition_point(|h| h.0 < time);
+    let usable = |i: &usize| !is_stale(all[*i].1.sum);
+    let after = (next < all.len() && all[next].0 <= time + lookback).then_some(next);
+    if let Some(i) = after.filter(|i| all[*i].0 == time) {
+        return if usable(&i) { Point::Histogram(all[i].1.clone()) } else { Point::None };
+    }
+    let before = next.checked_sub(1).filter(|i| all[*i].0 > time - lookback && usable(i));
+    match (before, after.filter(usable)) {
+        (Some(a), Some(b)) => {
+            let counter = all[b].1.hint != ResetHint::Gauge;
+            match on_the_line(&all[a], &all[b], time, counter) {
+                Some(h) => super::native::point(h),
+                None => {
+                    notes.warn("vector contains a mix of histograms with exponential and custom buckets schemas");
+                    Point::None
+                }
+            }
+        }
+        (Some(a), None) => Point::Histogram(all[a].1.clone()),
+        _ => Point::None,
+    }
+}
+
+/// The histogram at `t` between two samples; a counter that was reset rises from zero. `None`: their buckets do not mix.
+fn on_the_line(a: &(i64, Arc<Histogram>), b: &(i64, Arc<Histogram>), t: i64, counter: bool) -> Option<Histogram> {
+    let share = (t - a.0) as f64 / (b.0 - a.0) as f64;
+    let (from, to) = (&a.1, &b.1);
+    if from.uses_custom_buckets() != to.uses_custom_buckets() {
+        return None;
+    }
+    if counter && to.is_reset_since(from) {
+        return Some(Histogram::clone(to).scaled(share));
+    }
+    let mut difference = Histogram::clone(to);
+    difference.sub(from).ok()?;
+    let mut out = Histogram::clone(from);
+    out.add(&difference.scaled(share)).ok()?;
+    out.hint = to.hint;
+    Some(out)
 }
 
 /// `rate`, `increase`, `delta`, `changes` and `resets` over a range with an edge modifier.
@@ -70,6 +130,8 @@ pub(super) fn call(
                 ts: &data.ts[lo..hi],
                 values: &data.values[lo..hi],
                 histograms: &data.histograms[hist_lo..hist_hi],
+                starts: &[],
+                histogram_starts: &[],
                 start,
                 end,
                 at: steps.time(i),
@@ -93,8 +155,16 @@ fn anchor(len: usize, time: impl Fn(usize) -> i64, start: i64) -> usize {
 
 fn one(name: &str, w: &Window<'_>, notes: &Notes<'_>, smoothed: bool) -> Point {
     if matches!(name, "changes" | "resets") {
-        let first = anchor(w.ts.len(), |i| w.ts[i], w.start);
-        let first_histogram = anchor(w.histograms.len(), |i| w.histograms[i].0, w.start);
+        let mut first = anchor(w.ts.len(), |i| w.ts[i], w.start);
+        let mut first_histogram = anchor(w.histograms.len(), |i| w.histograms[i].0, w.start);
+        // One anchor for both kinds: what is older than it is not looked at.
+        if let (Some(float), Some((histogram, _))) = (w.ts.get(first), w.histograms.get(first_histogram)) {
+            if *float <= w.start && float < histogram && *histogram <= w.start {
+                first += 1;
+            } else if *histogram <= w.start && histogram < float && *float <= w.start {
+                first_histogram += 1;
+            }
+        }
         let newest = w.ts.last().copied().max(w.histograms.last().map(|h| h.0));
         if newest.is_none_or(|t| t <= w.start) {
             return Point::None;
@@ -182,19 +252,8 @@ fn histograms(w: &Window<'_>, notes: &Notes<'_>, kind: rate::Kind, smoothed: boo
     if all[last].0 <= w.start {
         return Point::None;
     }
-    let line = |a: usize, b: usize, t: i64| -> Option<Histogram> {
-        let share = (t - all[a].0) as f64 / (all[b].0 - all[a].0) as f64;
-        let (from, to) = (&all[a].1, &all[b].1);
-        if kind.is_counter() && to.is_reset_since(from) {
-            return Some(Histogram::clone(to).scaled(share));
-        }
-        let mut difference = Histogram::clone(to);
-        difference.sub(from).ok()?;
-        let mut out = Histogram::clone(from);
-        out.add(&difference.scaled(share)).ok()?;
-        out.hint = to.hint;
-        Some(out)
-    };
+    let line = |a: usize, b: usize, t: i64| on_the_line(&all[a], &all[b], t, kind.is_counter());
+    let mut first_is_between = false;
     let mut points: Vec<Histogram> = all[first..=last].iter().map(|h| Histogram::clone(&h.1)).collect();
     let mixed = || notes.warn("vector contains a mix of histograms with exponential and custom buckets schemas");
     if smoothed && all[last].0 > w.end && last > 0 {
@@ -211,13 +270,16 @@ fn histograms(w: &Window<'_>, notes: &Notes<'_>, kind: rate::Kind, smoothed: boo
             return Point::None;
         };
         points[0] = h;
+        // What lies on the way to the next sample already knows of its reset.
+        first_is_between = true;
     }
     let seconds = if kind == rate::Kind::Rate { w.seconds() } else { 1.0 };
     if points.len() == 1 {
         points.push(points[0].clone());
     }
     let refs: Vec<&Histogram> = points.iter().collect();
-    match rate::histogram_increase(&refs, notes, kind.is_counter()) {
+    match rate::histogram_increase(&refs, notes, kind.is_counter(), |i| (i == 1 && first_is_between).then_some(false))
+    {
         Some(h) => super::native::point(h.divided(seconds)),
         None => Point::None,
     }

@@ -9,6 +9,7 @@ mod call;
 mod classic;
 mod date;
 mod edges;
+mod hash;
 mod info;
 mod labels;
 mod native;
@@ -78,6 +79,8 @@ pub(super) struct Evaluator<'a> {
     pub default_step_ms: i64,
     /// Whether `__type__` and `__unit__` go where the name goes.
     pub drop_type_and_unit: bool,
+    /// Whether counters are known to have been zero at the start times of their samples.
+    pub start_timestamps: bool,
     pub notes: RefCell<Annotations>,
     pub samples_left: Cell<usize>,
     pub deadline: Instant,
@@ -139,7 +142,7 @@ impl<'a> Evaluator<'a> {
             ExprKind::Binary(b) => self.binary(b, expr.span, steps),
             ExprKind::Aggregate(a) => self.aggregate(a, steps).map(Values::Vector),
             ExprKind::Call { function, args } => self.call(function, args, expr.span, steps),
-            ExprKind::Selector(s) => self.select(s, steps).map(Values::Vector),
+            ExprKind::Selector(s) => self.select(s, expr.span, steps).map(Values::Vector),
             ExprKind::Range { selector, range } => Ok(Values::Ranges(self.select_ranges(selector, range, steps))),
             ExprKind::Subquery(s) => self.subquery(s, steps).map(Values::Ranges),
         }

@@ -70,6 +70,9 @@ pub(super) fn mean<'a, I: Iterator<Item = &'a Histogram>>(sum: Histogram, n: f64
         });
     }
     let mut out = mean.unwrap_or_default();
+    let mut sum = crate::promql::value::Mean::default();
+    all().for_each(|h| sum.add(h.sum));
+    out.sum = sum.value();
     out.hint = hint;
     out
 }
@@ -206,6 +209,27 @@ pub(super) fn fraction(lower: f64, upper: f64, h: &Histogram, note: impl Fn(NanN
     (high - low) / h.count
 }
 
+/// Share of a custom bucket with an infinite side that stays when observations above (`keep_below`) or below `bound` are
+/// cut off. There is nothing to interpolate with, except in a first bucket that is taken to begin at zero.
+fn infinite_share(b: Bucket, bound: f64, keep_below: bool) -> f64 {
+    let all = |yes: bool| if yes { 1.0 } else { 0.0 };
+    if keep_below {
+        return match () {
+            () if bound >= b.upper => 1.0,
+            () if b.upper == f64::INFINITY => 0.0,
+            () if b.upper > 0.0 => bound.max(0.0) / b.upper,
+            () => all(bound != f64::NEG_INFINITY),
+        };
+    }
+    match () {
+        () if bound == f64::NEG_INFINITY => 1.0,
+        () if b.lower == f64::NEG_INFINITY && b.upper == f64::INFINITY => 0.0,
+        () if b.upper == f64::INFINITY => all(bound != f64::INFINITY),
+        () if b.upper > 0.0 && bound >= 0.0 => (1.0 - bound / b.upper).max(0.0),
+        () => 0.0,
+    }
+}
+
 /// Cuts off the observations above (`keep_below`) or below `bound`, interpolating inside a bucket.
 pub(super) fn trim(h: &Histogram, bound: f64, keep_below: bool) -> Histogram {
     let mut out = h.clone();
@@ -217,18 +241,15 @@ pub(super) fn trim(h: &Histogram, bound: f64, keep_below: bool) -> Histogram {
         if zero {
             halve_zero(h, &mut b);
         }
+        if custom && (b.lower == f64::NEG_INFINITY || b.upper == f64::INFINITY) {
+            return infinite_share(b, bound, keep_below);
+        }
         let below = if bound >= b.upper {
             1.0
         } else if bound <= b.lower {
             0.0
         } else if custom || zero {
-            if b.lower == f64::NEG_INFINITY {
-                if b.upper > 0.0 { ((bound.max(0.0)) / b.upper).clamp(0.0, 1.0) } else { 0.0 }
-            } else if b.upper == f64::INFINITY {
-                if keep_below { 1.0 } else { 0.0 }
-            } else {
-                (bound - b.lower) / (b.upper - b.lower)
-            }
+            (bound - b.lower) / (b.upper - b.lower)
         } else {
             let (low, high, at) = (b.lower.abs().log2(), b.upper.abs().log2(), bound.abs().log2());
             if b.lower >= 0.0 { (at - low) / (high - low) } else { 1.0 - (at - high) / (low - high) }

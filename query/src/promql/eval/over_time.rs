@@ -50,11 +50,22 @@ pub(super) fn changes(w: &Window<'_>) -> Point {
 pub(super) fn resets(w: &Window<'_>) -> Point {
     let mut resets = 0.0;
     let mut previous: Option<Result<f64, &Histogram>> = None;
+    let (mut floats, mut histograms) = (0, 0);
     for (_, now) in merged(w) {
+        let anew = match now {
+            Ok(_) => {
+                floats += 1;
+                super::rate::starts_anew(w.starts, |i| w.ts[i], floats - 1)
+            }
+            Err(_) => {
+                histograms += 1;
+                super::rate::starts_anew(w.histogram_starts, |i| w.histograms[i].0, histograms - 1)
+            }
+        };
         let reset = match (previous, now) {
             (None, _) => false,
-            (Some(Ok(a)), Ok(b)) => b < a,
-            (Some(Err(a)), Err(b)) => b.is_reset_since(a),
+            (Some(Ok(a)), Ok(b)) => b < a || anew,
+            (Some(Err(a)), Err(b)) => anew || b.is_reset_since(a),
             _ => true,
         };
         resets += f64::from(u8::from(reset));

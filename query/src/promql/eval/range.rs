@@ -20,6 +20,10 @@ pub(super) struct Window<'a> {
     pub ts: &'a [i64],
     pub values: &'a [f64],
     pub histograms: &'a [(i64, Arc<Histogram>)],
+    /// Start times (ms, 0 = unknown) beside `ts`; empty when none is known or they do not count.
+    pub starts: &'a [i64],
+    /// The same beside `histograms`.
+    pub histogram_starts: &'a [i64],
     /// Exclusive, ms.
     pub start: i64,
     /// Inclusive, ms.
@@ -75,7 +79,10 @@ fn plain(name: &str) -> Option<fn(&Window<'_>, &Notes<'_>) -> Point> {
         "irate" => |w, n| rate::instant(w, n, true),
         "idelta" => |w, n| rate::instant(w, n, false),
         "changes" => |w, _| over_time::changes(w),
-        "resets" => |w, _| over_time::resets(w),
+        "resets" => |w, n| {
+            rate::tell_overlaps(w, n);
+            over_time::resets(w)
+        },
         "deriv" => over_time::deriv,
         "avg_over_time" => over_time::avg,
         "sum_over_time" => over_time::sum,
@@ -181,6 +188,8 @@ impl<'a> Evaluator<'a> {
             let mut points = vec![Point::None; steps.count];
             let (mut lo, mut hi, mut hist_lo, mut hist_hi) = (0, 0, 0, 0);
             let mut seen_float = false;
+            let (starts, histogram_starts): (&[i64], &[i64]) =
+                if self.start_timestamps { (&data.starts, &data.histogram_starts) } else { (&[], &[]) };
             for (i, &(start, end)) in ranges.windows.iter().enumerate() {
                 hi = super::selector::upper_bound(&data.ts, hi, end);
                 lo = super::selector::upper_bound(&data.ts[..hi], lo.min(hi), start);
@@ -194,6 +203,12 @@ impl<'a> Evaluator<'a> {
                     ts: &data.ts[lo..hi],
                     values: &data.values[lo..hi],
                     histograms: &data.histograms[hist_lo..hist_hi],
+                    starts: if starts.is_empty() { starts } else { &starts[lo..hi] },
+                    histogram_starts: if histogram_starts.is_empty() {
+                        histogram_starts
+                    } else {
+                        &histogram_starts[hist_lo..hist_hi]
+                    },
                     start,
                     end,
                     at: steps.time(i),

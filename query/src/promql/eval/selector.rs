@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use storage::model::Labels;
 
-use super::{Evaluator, Series, Steps, Values, millis};
+use super::{Evaluator, Series, Steps, Values, metric_name, millis, range::Notes};
 use crate::{
     error::QueryError,
     fetch::SeriesData,
@@ -14,6 +14,7 @@ use crate::{
         is_stale,
         value::Point,
     },
+    syntax::Span,
 };
 
 /// Series with the window of samples that each step sees.
@@ -63,11 +64,12 @@ pub(super) struct Newest<'a> {
     lookback: i64,
     floats: usize,
     histograms: usize,
+    start: i64,
 }
 
 impl<'a> Newest<'a> {
     pub fn new(data: &'a SeriesData, lookback: i64) -> Self {
-        Newest { data, lookback, floats: 0, histograms: 0 }
+        Newest { data, lookback, floats: 0, histograms: 0, start: 0 }
     }
 
     /// The sample at `time` with its own time; `time` must not decrease from call to call.
@@ -80,25 +82,35 @@ impl<'a> Newest<'a> {
         let histogram = self.histograms.checked_sub(1).map(|i| &self.data.histograms[i]);
         match (float, histogram) {
             (float, Some((t, h))) if float.is_none_or(|f| f.0 <= *t) => {
+                self.start = self.data.histogram_starts.get(self.histograms - 1).copied().unwrap_or(0);
                 (*t > time - self.lookback && !is_stale(h.sum)).then(|| (*t, Point::Histogram(h.clone())))
             }
-            (Some((t, v)), _) => (t > time - self.lookback && !is_stale(v)).then_some((t, Point::Float(v))),
+            (Some((t, v)), _) => {
+                self.start = self.data.starts.get(self.floats - 1).copied().unwrap_or(0);
+                (t > time - self.lookback && !is_stale(v)).then_some((t, Point::Float(v)))
+            }
             (None, _) => None,
         }
+    }
+
+    /// Start time of the sample that [`Newest::at`] gave last, ms; 0 = unknown.
+    pub fn start(&self) -> i64 {
+        self.start
     }
 }
 
 impl Evaluator<'_> {
-    pub(super) fn select(&self, selector: &Selector, steps: &Steps) -> Result<Vec<Series>, QueryError> {
-        self.select_with(selector, steps, |_, point| point)
+    pub(super) fn select(&self, selector: &Selector, span: Span, steps: &Steps) -> Result<Vec<Series>, QueryError> {
+        self.select_with(selector, span, steps, |_, _, point| point)
     }
 
-    /// As [`Evaluator::select`], with each point made from the sample's own time and value.
+    /// As [`Evaluator::select`], with each point made from the sample's own time, its start and its value.
     pub(super) fn select_with(
         &self,
         selector: &Selector,
+        span: Span,
         steps: &Steps,
-        make: impl Fn(i64, Point) -> Point,
+        make: impl Fn(i64, i64, Point) -> Point,
     ) -> Result<Vec<Series>, QueryError> {
         let shift = Shift::new(selector.at, selector.offset.as_ref());
         let mut out = Vec::new();
@@ -107,13 +119,17 @@ impl Evaluator<'_> {
                 self.alive()?;
             }
             let points: Vec<Point> = if selector.edges == Edges::Smoothed {
+                let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
                 (0..steps.count)
-                    .map(|i| super::edges::smoothed_at(data, shift.apply(steps.time(i)), self.lookback_ms))
+                    .map(|i| super::edges::smoothed_at(data, shift.apply(steps.time(i)), self.lookback_ms, &notes))
                     .collect()
             } else {
                 let mut newest = Newest::new(data, self.lookback_ms);
                 (0..steps.count)
-                    .map(|i| newest.at(shift.apply(steps.time(i))).map_or(Point::None, |(t, p)| make(t, p)))
+                    .map(|i| match newest.at(shift.apply(steps.time(i))) {
+                        Some((t, p)) => make(t, newest.start(), p),
+                        None => Point::None,
+                    })
                     .collect()
             };
             if points.iter().any(Point::is_some) {
@@ -206,6 +222,13 @@ fn without_stale(data: &Arc<SeriesData>) -> Arc<SeriesData> {
         ts: kept.iter().map(|i| data.ts[*i]).collect(),
         values: kept.iter().map(|i| data.values[*i]).collect(),
         starts: if data.starts.is_empty() { Vec::new() } else { kept.iter().map(|i| data.starts[*i]).collect() },
+        histogram_starts: data
+            .histogram_starts
+            .iter()
+            .zip(&data.histograms)
+            .filter(|(_, h)| !is_stale(h.1.sum))
+            .map(|(s, _)| *s)
+            .collect(),
         histograms: data.histograms.iter().filter(|h| !is_stale(h.1.sum)).cloned().collect(),
     })
 }
