@@ -18,6 +18,7 @@ mod otel_sdk;
 mod own_telemetry;
 mod power_cut;
 mod prometheus;
+mod promql_differential;
 mod server;
 mod skip;
 mod smoke;

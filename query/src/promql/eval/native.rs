@@ -182,7 +182,11 @@ pub(super) fn fraction(lower: f64, upper: f64, h: &Histogram, note: impl Fn(NanN
         }
         let inside = |v: f64| -> f64 {
             if h.uses_custom_buckets() || zero {
-                if b.lower == f64::NEG_INFINITY || b.upper == f64::INFINITY {
+                // Nothing to interpolate with: all of a first bucket lies below, and none of a last one.
+                if b.lower == f64::NEG_INFINITY {
+                    return rank + b.count;
+                }
+                if b.upper == f64::INFINITY {
                     return rank;
                 }
                 return rank + b.count * (v - b.lower) / (b.upper - b.lower);
