@@ -312,7 +312,7 @@ fn copy_object(
 /// Whether a copied part is whole: its checksums, and as many rows as the log says.
 fn check_part(copy: &LocalStore, path: &str, entry: &PartEntry) -> Result<(), String> {
     let objects: Arc<dyn Objects> = Arc::new(copy.clone());
-    let range = ObjectRange { objects, path: path.to_owned(), size: entry.size };
+    let range = ObjectRange { objects, path: path.to_owned(), size: entry.size, tail_bytes: None };
     let reader = PartReader::open(Arc::new(range)).map_err(|e| e.to_string())?;
     reader.verify().map_err(|e| e.to_string())?;
     // Files of other writers may say nothing of their rows.

@@ -12,7 +12,7 @@ pub const SCAN_QUEUE_BATCHES: usize = 4;
 /// Rows of a Parquet page at most: what a scan decodes to get at one row.
 pub const PAGE_ROWS_MAX: usize = 4096;
 
-/// Bytes of a page of log bodies at most, before compression.
+/// Bytes of a page of log bodies, attributes or labels at most, before compression.
 pub const BODY_PAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of any other page at most, before compression.

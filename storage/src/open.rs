@@ -215,19 +215,42 @@ pub(crate) fn open_table(
     clear_orphans: bool,
 ) -> Result<TableState, CatalogError> {
     let catalog = load_catalog(objects, env, promoted, tenant, table, clear_orphans)?;
-    Ok(TableState {
+    Ok(table_state(tenant, table, catalog, false))
+}
+
+/// A new table, without asking the store: its log is made before its first flush. For a store that may be away, while the
+/// write-ahead log is here.
+pub(crate) fn new_table(
+    objects: &Arc<dyn Objects>,
+    env: &Environment,
+    promoted: &Promoted,
+    tenant: &TenantId,
+    table: Table,
+) -> Result<TableState, CatalogError> {
+    let options = table_options(promoted, tenant, table, false);
+    let catalog = TableCatalog::unmade(objects.clone(), options, env.clock.now())?;
+    Ok(table_state(tenant, table, catalog, true))
+}
+
+fn table_state(tenant: &TenantId, table: Table, catalog: TableCatalog, reload: bool) -> TableState {
+    TableState {
         tenant: tenant.clone(),
         table,
         data: RwLock::new(TableData { head: TableHead::default(), parts: catalog.live() }),
         catalog: RwLock::new(Arc::new(catalog)),
-        reload: AtomicBool::new(false),
+        reload: AtomicBool::new(reload),
         index: RwLock::new(LabelIndex::default()),
         flush: Mutex::new(()),
         merge: Mutex::new(()),
         commit: Mutex::new(()),
         replay_indexed: AtomicBool::new(true),
         compact_not_before: Mutex::new(std::time::Duration::ZERO),
-    })
+    }
+}
+
+fn table_options(promoted: &Promoted, tenant: &TenantId, table: Table, clear_orphans: bool) -> TableOptions {
+    let prefix = format!("{TABLES}/{tenant}/{}", table.name());
+    TableOptions { clear_orphans, ..TableOptions::new(table, prefix, table_schema(table, promoted)) }
 }
 
 fn load_catalog(
@@ -238,8 +261,7 @@ fn load_catalog(
     table: Table,
     clear_orphans: bool,
 ) -> Result<TableCatalog, CatalogError> {
-    let prefix = format!("{TABLES}/{tenant}/{}", table.name());
-    let options = TableOptions { clear_orphans, ..TableOptions::new(table, prefix, table_schema(table, promoted)) };
+    let options = table_options(promoted, tenant, table, clear_orphans);
     let (catalog, report) = TableCatalog::open(objects.clone(), options, env.clock.now())?;
     for damage in report.log.iter().chain(&report.parts) {
         tracing::error!(%tenant, table = table.name(), path = damage.path, reason = damage.reason,
@@ -420,7 +442,7 @@ impl Inner {
         file: &str,
         entry: &Arc<crate::catalog::PartEntry>,
     ) -> Result<(), ScanError> {
-        let reader = self.parts.open(&self.objects, file, entry.size)?;
+        let reader = self.parts.open(&self.objects, file, entry)?;
         if state.table == Table::Logs {
             let streams = reader.streams().map_err(|e| e.into_scan(file))?;
             let mut index = state.index.write();

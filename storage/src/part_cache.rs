@@ -39,7 +39,12 @@ struct Held {
 }
 
 impl PartCache {
-    pub fn open(&self, objects: &Arc<dyn Objects>, file: &str, size: u64) -> Result<Arc<PartReader>, ScanError> {
+    pub fn open(
+        &self,
+        objects: &Arc<dyn Objects>,
+        file: &str,
+        entry: &PartEntry,
+    ) -> Result<Arc<PartReader>, ScanError> {
         {
             let mut held = self.held.lock();
             held.clock += 1;
@@ -49,8 +54,9 @@ impl PartCache {
                 return Ok(reader.clone());
             }
         }
+        let (size, tail_bytes) = (entry.size, entry.tail_bytes());
         let source: Arc<dyn RangeRead> =
-            Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size });
+            Arc::new(ObjectRange { objects: objects.clone(), path: file.to_owned(), size, tail_bytes });
         let reader = Arc::new(PartReader::open(source).map_err(|e| e.into_scan(file))?);
         let mut held = self.held.lock();
         let now = held.clock;
@@ -76,6 +82,7 @@ pub(crate) struct ObjectRange {
     pub objects: Arc<dyn Objects>,
     pub path: String,
     pub size: u64,
+    pub tail_bytes: Option<u64>,
 }
 
 impl RangeRead for ObjectRange {
@@ -93,6 +100,10 @@ impl RangeRead for ObjectRange {
 
     fn is_far(&self) -> bool {
         self.objects.may_land_late()
+    }
+
+    fn tail_bytes(&self) -> Option<u64> {
+        self.tail_bytes
     }
 
     fn read_again(&self, range: std::ops::Range<u64>) -> std::io::Result<bytes::Bytes> {
@@ -122,7 +133,7 @@ impl RowSource for PartSource {
         stats: &ScanStats,
         visit: &mut dyn FnMut(RecordBatch) -> Result<bool, ScanError>,
     ) -> Result<(), ScanError> {
-        let reader = self.cache.open(&self.objects, &self.file, self.entry.size)?;
+        let reader = self.cache.open(&self.objects, &self.file, &self.entry)?;
         let scan = PartScan { columns, range: request.range, selector };
         for batch in reader.scan(&scan, stats).map_err(|e| e.into_scan(&self.file))? {
             if !visit(batch.map_err(|e| e.into_scan(&self.file))?)? {

@@ -177,7 +177,7 @@ pub(crate) struct TableState {
     pub tenant: TenantId,
     pub table: Table,
     pub data: RwLock<TableData>,
-    /// Replaced when a commit's outcome was not known and the table had to be loaded again.
+    /// Replaced when the table had to be loaded again: a commit's outcome was not known, or its log was yet to be made.
     pub catalog: RwLock<Arc<TableCatalog>>,
     pub reload: AtomicBool,
     pub index: RwLock<LabelIndex>,
@@ -211,7 +211,7 @@ pub(crate) struct Inner {
     pub disk_full_percent: AtomicU8,
     /// The log on disk is as long as it may get: nothing could be flushed for long.
     pub wal_full: AtomicBool,
-    /// Held while a table is created, which may wait for the store.
+    /// Held while a table is created.
     pub creating: Mutex<()>,
     /// Failed flushes in a row, and until when (monotonic) none is tried in the background.
     pub flush_pause: Mutex<(u32, Duration)>,
@@ -561,7 +561,7 @@ impl Inner {
         if let Some(state) = self.table(tenant, table) {
             return Ok(state);
         }
-        // Not under the lock of the tables: with a bucket this takes a while, and scans go on meanwhile.
+        // Not under the lock of the tables, since this may take a while, and scans go on meanwhile.
         let _one = self.creating.lock();
         if let Some(state) = self.table(tenant, table) {
             return Ok(state);
@@ -573,8 +573,14 @@ impl Inner {
         if self.tables.read().len() >= limits::TABLES_MAX {
             return Err(AppendError::Invalid(format!("more than {} tables; use fewer tenants", limits::TABLES_MAX)));
         }
-        let state = crate::open::open_table(&self.objects, &self.env, &self.config.promoted, tenant, table, false)
-            .map_err(|e| AppendError::Io(format!("cannot create table {tenant}/{}: {e}", table.name())))?;
+        // In a bucket later, with the first flush: what is acknowledged is in the log here, whether the bucket answers or not.
+        let (objects, env, promoted) = (&self.objects, &self.env, &self.config.promoted);
+        let made = match &self.far {
+            Some(_) => crate::open::new_table(objects, env, promoted, tenant, table),
+            None => crate::open::open_table(objects, env, promoted, tenant, table, false),
+        };
+        let state =
+            made.map_err(|e| AppendError::Io(format!("cannot create table {tenant}/{}: {e}", table.name())))?;
         let state = Arc::new(state);
         self.tables.write().insert((tenant.clone(), table), state.clone());
         Ok(state)

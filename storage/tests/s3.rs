@@ -6,6 +6,8 @@
 mod claims;
 #[path = "s3/model.rs"]
 mod model;
+#[path = "s3/needle.rs"]
+mod needle;
 #[path = "s3/proxy.rs"]
 mod proxy;
 #[path = "s3/racing.rs"]

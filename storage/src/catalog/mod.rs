@@ -19,10 +19,10 @@ pub mod table;
 
 pub use load::{Damage, OpenReport};
 pub use purge::Purge;
-pub(crate) use table::new_uuid;
 pub use table::{
     Bucket, CatalogError, Commit, Committed, NewPart, Operation, PartEntry, TableCatalog, TableOptions, part_path,
 };
+pub(crate) use table::{TAG_TAIL, new_uuid};
 
 #[cfg(test)]
 mod tests;

@@ -44,6 +44,9 @@ const COMMIT_RACES_MAX: usize = 256;
 /// longer would find the name of a cleared entry free and commit into the past.
 const SHARED_LOG_KEEP_NS: i64 = 7 * NANOS_PER_DAY;
 
+/// The version of a table without a log.
+const UNMADE: i64 = -1;
+
 /// How often an entry is put again whose put failed without trace, where such a put may come into effect later.
 const LATE_TRIES: usize = 4;
 
@@ -122,6 +125,11 @@ impl PartEntry {
         self.add.tags.as_ref()?.get(name)?.as_deref()
     }
 
+    /// How many bytes at the file's end opening it takes, if its writer said so.
+    pub fn tail_bytes(&self) -> Option<u64> {
+        self.tag(TAG_TAIL)?.parse().ok()
+    }
+
     /// An entry without a table.
     #[cfg(test)]
     pub(crate) fn for_test(
@@ -179,6 +187,9 @@ const TAG_BUCKET: &str = "sightline.bucket";
 const TAG_ORDER: &str = "sightline.order";
 const TAG_MIN_TS: &str = "sightline.min_ts";
 const TAG_MAX_TS: &str = "sightline.max_ts";
+
+/// Bytes at the file's end that a reader needs first; see [`PartEntry::tail_bytes`].
+pub(crate) const TAG_TAIL: &str = "sightline.tail_bytes";
 
 /// A part whose file is complete and durable, to be made visible by a commit.
 #[derive(Clone, Debug)]
@@ -371,6 +382,34 @@ impl TableCatalog {
         catalog.adopt_schema(&wanted, now)?;
         catalog.clear_orphans(orphans, &mut report, now)?;
         Ok((catalog, report))
+    }
+
+    /// A new table whose log is not made yet and will be by [`TableCatalog::open`]: it has no part, and nothing may be
+    /// committed to it.
+    pub(crate) fn unmade(
+        objects: Arc<dyn Objects>,
+        options: TableOptions,
+        now: Timestamp,
+    ) -> Result<Self, CatalogError> {
+        let wanted = schema::schema_string(&options.schema).map_err(|e| schema_error(&options, e))?;
+        let mut state = State::empty(UNMADE);
+        // As it will be, for whoever copies the table before.
+        state.apply_all(vec![
+            Action::Protocol(protocol()),
+            Action::MetaData(metadata(&options, new_uuid(), wanted, now)),
+        ]);
+        Ok(TableCatalog {
+            objects,
+            options,
+            inner: Mutex::new(Inner { state, unserved: HashSet::new(), uncertain: None }),
+            live: ArcSwap::default(),
+            checkpointing: Mutex::new(()),
+        })
+    }
+
+    /// Whether the log is still to be made.
+    pub(crate) fn is_unmade(&self) -> bool {
+        self.inner.lock().state.version == UNMADE
     }
 
     /// Deletes part files that no entry names.
@@ -590,6 +629,9 @@ impl TableCatalog {
             if let Some(path) = removes.iter().find(|p| !inner.state.adds.contains_key(**p)) {
                 return Err(CatalogError::Removed { path: (*path).to_owned() });
             }
+            if inner.state.version == UNMADE {
+                return Err(CatalogError::Stale { table: self.options.prefix.clone() });
+            }
             let version = inner.state.version + 1;
             let path = format!("{}/{}", log_folder(&self.options.prefix), entry_name(version));
             self.check_not_stale(inner.state.version)?;
@@ -715,7 +757,7 @@ impl TableCatalog {
             let state = &mut self.inner.lock().state;
             let oldest = now.millis().saturating_sub(TOMBSTONE_KEEP_MS);
             state.tombstones.retain(|_, r| r.deletion_timestamp.is_some_and(|t| t > oldest));
-            if state.checkpoints[0] == Some(state.version) {
+            if state.checkpoints[0] == Some(state.version) || state.version == UNMADE {
                 return Ok(state.version);
             }
             (

@@ -201,7 +201,7 @@ impl Inner {
         if rows == 0 {
             return Ok(None);
         }
-        let reader = self.parts.open(&self.objects, &file, entry.size)?;
+        let reader = self.parts.open(&self.objects, &file, entry)?;
         if rows == reader.rows() {
             return Ok(Some(Rest { part: None, rows }));
         }

@@ -108,6 +108,10 @@ fn run_compactor(inner: &Inner) {
             if inner.stop.load(Ordering::SeqCst) {
                 return;
             }
+            // A store that takes no flush takes nothing from here either.
+            if inner.flush_paused() {
+                continue;
+            }
             if retain && let Err(e) = inner.apply_retention(&state) {
                 tracing::warn!(tenant = %state.tenant, table = state.table.name(), error = %e, "retention failed");
             }
@@ -316,7 +320,7 @@ impl Inner {
         let mut readers = Vec::with_capacity(job.inputs.len());
         for entry in &job.inputs {
             let file = state.catalog.read().file_of(&entry.path);
-            match self.parts.open(&self.objects, &file, entry.size) {
+            match self.parts.open(&self.objects, &file, entry) {
                 Ok(reader) => readers.push(reader.as_ref().clone()),
                 Err(ScanError::Corrupt { reason, .. }) => return self.set_aside(state, entry, &reason),
                 Err(e) => return Err(e),

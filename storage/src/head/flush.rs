@@ -10,7 +10,7 @@ use tracing::field::Empty;
 use super::{HeadBatch, HeadRows, merge_run, rows::split_by_bucket};
 use crate::{
     ScanError,
-    catalog::{Bucket, CatalogError, Commit, NewPart, Operation, part_path},
+    catalog::{Bucket, CatalogError, Commit, NewPart, Operation, TAG_TAIL, part_path},
     limits,
     model::{Table, Timestamp},
     object::{ObjectWriter, Objects},
@@ -207,7 +207,7 @@ impl Inner {
     /// the commit took must still end at the end of a batch when it is let go of.
     pub(crate) fn coalesce(&self, state: &TableState) {
         let Some(_one) = state.flush.try_lock() else { return };
-        if state.reload.load(Ordering::SeqCst) {
+        if state.reload.load(Ordering::SeqCst) && !state.catalog.read().is_unmade() {
             return;
         }
         loop {
@@ -276,7 +276,7 @@ pub(crate) fn write_part_in(
         level,
         bucket,
         order,
-        tags: Vec::new(),
+        tags: vec![(TAG_TAIL.to_owned(), meta.tail_bytes.to_string())],
     })
 }
 

@@ -25,8 +25,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{ObjectInfo, ObjectWriter, Objects, PutMode};
 
-/// What is kept, and fetched at least, as one: large enough to be worth a request, small enough for one page.
-pub const BLOCK_BYTES: u64 = 64 << 10;
+/// What is kept, and fetched at least, as one: the bytes of one checksum of a part, so that no more is fetched than is verified.
+/// Neighbours are fetched by one request.
+pub const BLOCK_BYTES: u64 = 16 << 10;
 
 /// Fewer slots than this are no cache.
 const SLOTS_MIN: u64 = 16;

@@ -19,6 +19,9 @@ pub struct PartMeta {
     pub bytes_uncompressed: u64,
     /// Length of the file.
     pub bytes_file: u64,
+    /// Bytes at the file's end that opening it reads: checksums, page indexes and footer, a small run index too.
+    #[serde(default)]
+    pub tail_bytes: u64,
     /// Smallest event time, nanoseconds. Points and series: of their milliseconds. 0 without rows.
     pub min_ts: i64,
     /// Largest event time, nanoseconds; of series their `last_ms`. 0 without rows.

@@ -29,12 +29,12 @@ use crate::{
     scan::select::RowSelector,
 };
 
-/// First read of a file from its end: footer, page indexes and checksums of all but the largest parts. By the size of the
-/// file, within these bounds.
+/// First read of a file from its end, where nobody knows how much it takes: footer, page indexes and checksums of all but the
+/// largest parts. By the size of the file, within these bounds.
 const SUFFIX_BYTES: (u64, u64) = (64 << 10, 256 << 10);
 const SUFFIX_SHARE: u64 = 256;
-/// A run index up to this size is read from far away to find one trace.
-const FAR_RUNS_BYTES_MAX: u64 = 64 << 10;
+/// A run index up to this size is read from far away to find one trace, and with the footer.
+pub(super) const FAR_RUNS_BYTES_MAX: u64 = 64 << 10;
 /// Bytes verified at a time.
 const VERIFY_BYTES: u64 = 4 << 20;
 /// Length and magic at the end of a Parquet file.
@@ -259,7 +259,8 @@ fn open(bytes: Arc<dyn RangeRead>) -> Result<PartReader, PartError> {
     if len < (FOOTER_BYTES + 4) as u64 {
         return Err(PartError::corrupt(format_args!("{len} bytes are too few for a Parquet file")));
     }
-    let mut from = len.saturating_sub((len / SUFFIX_SHARE).clamp(SUFFIX_BYTES.0, SUFFIX_BYTES.1));
+    let tail = source.bytes.tail_bytes().unwrap_or((len / SUFFIX_SHARE).clamp(SUFFIX_BYTES.0, SUFFIX_BYTES.1));
+    let mut from = len.saturating_sub(tail.max(FOOTER_BYTES as u64));
     let mut suffix = source.read(from..len)?.0;
     let end = &suffix[suffix.len() - FOOTER_BYTES..];
     if &end[4..] != b"PAR1" {

@@ -15,8 +15,9 @@ use parquet::{
 
 use super::{PartError, seal::BLOCK_BYTES};
 
-/// Ranges closer than this are fetched as one.
+/// Ranges closer than this are fetched as one; from far away, where several are fetched side by side and each byte counts.
 const COALESCE_GAP_BYTES: u64 = 64 << 10;
+const COALESCE_GAP_FAR_BYTES: u64 = 16 << 10;
 
 /// Random access to the bytes of an immutable file. Blocks.
 pub trait RangeRead: Send + Sync {
@@ -34,6 +35,10 @@ pub trait RangeRead: Send + Sync {
     /// Whether bytes are dear: then an index larger than what it saves is not read.
     fn is_far(&self) -> bool {
         false
+    }
+    /// How many bytes at the end opening it takes, if that is known.
+    fn tail_bytes(&self) -> Option<u64> {
+        None
     }
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -159,12 +164,11 @@ impl Source {
     pub(super) fn fetch(&self, mut ranges: Vec<Range<u64>>) -> Result<(Fetched, usize), PartError> {
         ranges.retain(|r| r.start < r.end);
         ranges.sort_unstable_by_key(|r| r.start);
+        let gap = if self.bytes.is_far() { COALESCE_GAP_FAR_BYTES } else { COALESCE_GAP_BYTES };
         let mut merged: Vec<Range<u64>> = Vec::new();
         for r in ranges {
             match merged.last_mut() {
-                Some(last) if r.start <= last.end.saturating_add(COALESCE_GAP_BYTES) => {
-                    last.end = last.end.max(r.end)
-                }
+                Some(last) if r.start <= last.end.saturating_add(gap) => last.end = last.end.max(r.end),
                 _ => merged.push(r),
             }
         }

@@ -28,6 +28,7 @@ use super::{
     error::writing,
     gather::Gather,
     meta::FORMAT,
+    reader::FAR_RUNS_BYTES_MAX,
     seal::{self, Sealing},
     sort, untemplated,
 };
@@ -195,6 +196,8 @@ impl<W: Write + Send> PartWriter<W> {
         self.finish_group()?;
         let runs = self.runs.finish().encode().map_err(io)?;
         let at = self.file.bytes_written();
+        let small = runs.len() as u64 <= FAR_RUNS_BYTES_MAX;
+        let tail_at = at as u64 + if small { 0 } else { runs.len() as u64 };
         self.file.write_all(&runs).map_err(io)?;
         let mut pairs = vec![
             ("sightline.format", FORMAT.to_string()),
@@ -224,6 +227,7 @@ impl<W: Write + Send> PartWriter<W> {
             rows: self.rows,
             bytes_uncompressed,
             bytes_file,
+            tail_bytes: bytes_file - tail_at,
             min_ts: if empty { 0 } else { self.min_ts },
             max_ts: if empty { 0 } else { self.max_ts },
             level: self.options.level,
@@ -294,6 +298,7 @@ fn column_properties(
             .set_column_statistics_enabled(column(), EnabledStatistics::None),
         (Table::Spans, "attrs" | "events" | "links") | (Table::MetricSeries | Table::MetricExemplars, "labels") => {
             plain(p, Encoding::DELTA_LENGTH_BYTE_ARRAY)
+                .set_column_data_page_size_limit(column(), limits::BODY_PAGE_BYTES_MAX)
                 .set_column_statistics_enabled(column(), EnabledStatistics::None)
         }
         (_, "ts" | "observed_ts" | "first_ms" | "last_ms") => paged(plain(p, Encoding::DELTA_BINARY_PACKED)),
@@ -305,10 +310,12 @@ fn column_properties(
         }
         (_, "stream_id" | "template_id") => paged(p),
         (_, "trace_id") => {
-            // Spans lie sorted by it; elsewhere it is as good as random.
-            let p = if table == Table::Spans { p } else { plain(p, Encoding::PLAIN) };
-            paged(p)
-                .set_column_bloom_filter_enabled(column(), true)
+            // As good as random, so no dictionary: one trace would have to read all of it.
+            let p = paged(plain(p, Encoding::PLAIN));
+            if table == Table::Spans {
+                return p; // they lie sorted by it: the bounds of pages say more than a filter
+            }
+            p.set_column_bloom_filter_enabled(column(), true)
                 .set_column_bloom_filter_fpp(column(), BLOOM_FALSE_POSITIVES)
                 .set_column_bloom_filter_max_ndv(column(), options.row_group_rows as u64)
         }

@@ -4,8 +4,8 @@ use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
 
 use object_store::{ObjectStore, ObjectStoreExt as _, memory::InMemory, path::Path as ObjectPath};
 use storage::{
-    OpenError, ScanError, ScanRequest, Selector, Store,
-    model::{LogBatchBuilder, LogRow, SpanBatchBuilder, SpanRow, Table, TenantId, TimeRange, Timestamp},
+    OpenError, ScanError, ScanRequest, Store,
+    model::{LogBatchBuilder, LogRow, SpanBatchBuilder, SpanRow, Table, TenantId, TimeRange},
     object::{
         Objects, PutMode, Remote,
         bridge::{Bridged, UPLOAD_PART_BYTES},
@@ -15,7 +15,7 @@ use storage::{
 use super::{
     proxy::Proxy,
     remote,
-    rows::{self, HOUR, append, config, holds_exactly, open},
+    rows::{self, append, config, holds_exactly, open},
     weed,
 };
 
@@ -181,109 +181,6 @@ async fn an_owner_that_slept_through_its_takeover_writes_no_more() {
     assert_eq!(rows::found(&second).await.unwrap().len(), 1);
 }
 
-/// Rows like real ones in size; each stream one row in a thousand.
-async fn fill(store: &Store, rows: u64) {
-    // Hard to compress, and cheap to make: pieces of one long text.
-    let mut x = 7u64;
-    let mut dice = move || {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        x >> 32
-    };
-    let text: String = (0..1 << 20).map(|_| format!("{:08x}", dice())).collect();
-    let mut hex = |n: usize| {
-        let at = dice() as usize % (text.len() - n);
-        &text[at..at + n]
-    };
-    let base = 1_767_225_600_000_000_000;
-    for chunk in 0..rows / 4000 {
-        let (mut logs, mut spans) = (LogBatchBuilder::new(), SpanBatchBuilder::new());
-        for i in 0..4000 {
-            let n = chunk * 4000 + i;
-            let labels = format!("{{\"app\":\"app{}\"}}", n % 1000);
-            let ts = base + (n as i64) * HOUR / (rows as i64);
-            let body = format!("request {n} of {}", hex(700));
-            logs.push(&LogRow { ts, stream_labels: &labels, body: &body, ..LogRow::default() });
-            let attrs = format!("{{\"blob\":\"{}\"}}", hex(150));
-            let trace = xxhash(n / 4);
-            let span = n.to_be_bytes();
-            spans.push(&SpanRow {
-                trace_id: &trace,
-                span_id: &span,
-                ts,
-                duration_ns: 5,
-                name: "op",
-                attrs: Some(&attrs),
-                ..SpanRow::default()
-            });
-        }
-        let rows = vec![(Table::Logs, logs.finish()), (Table::Spans, spans.finish())];
-        let append = storage::Append { tenant: TenantId::default_tenant(), rows, sources: vec![], batch_id: None };
-        store.append(append).await.unwrap();
-    }
-}
-
-fn xxhash(n: u64) -> [u8; 16] {
-    let a = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut out = [0; 16];
-    out[..8].copy_from_slice(&(a ^ (a >> 29)).to_be_bytes());
-    out[8..].copy_from_slice(&n.to_be_bytes());
-    out
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cold_needle_reads_a_small_share_of_the_parts_and_a_warm_one_nothing() {
-    let bucket = in_memory("s3://needle");
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(dir.path());
-    config.memory_bytes_max = 4 << 30;
-    config.flush_bytes = 1 << 30;
-    config.cache_bytes = 256 << 20;
-    let store = open(&config, &bucket).await.unwrap();
-    let rows = 300_000;
-    fill(&store, rows).await;
-    store.flush().await.unwrap();
-    store.close().await.unwrap();
-    drop(store);
-    let tenant = TenantId::default_tenant;
-    let base = 1_767_225_600_000_000_000;
-    let narrow = TimeRange::new(Timestamp(base + HOUR / 2), Timestamp(base + HOUR / 2 + HOUR / 2000)).unwrap();
-    let stream = storage::model::Matcher::equal("app", "app42");
-    let requests = [
-        (ScanRequest::new(tenant(), Table::Spans, TimeRange::ALL).selector(Selector::Trace(xxhash(17_000))), 4, 50),
-        (ScanRequest::new(tenant(), Table::Logs, narrow).selector(Selector::Labels(vec![stream])), 0, 100),
-    ];
-    for (request, expected, share) in requests {
-        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
-        let store = open(&config, &bucket).await.unwrap();
-        let parts = store.metrics().part_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        let read = || store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        let before = read();
-        let scan = || async {
-            let batches = store.scan(request.clone()).await.unwrap().collect().await.unwrap();
-            batches.iter().map(|b| b.num_rows()).sum::<usize>()
-        };
-        let found = scan().await;
-        let cold = read() - before;
-        assert!(if expected > 0 { found == expected } else { (1..10).contains(&found) }, "{found} rows");
-        assert!(
-            cold > 0 && cold * share < parts,
-            "{:?}: {cold} of {parts} bytes read for {found} rows",
-            request.table
-        );
-        assert_eq!(scan().await, found);
-        assert_eq!(read() - before, cold, "the second time everything comes from the disk");
-        store.close().await.unwrap();
-        drop(store);
-        // And after a restart.
-        let store = open(&config, &bucket).await.unwrap();
-        let before = store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        let batches = store.scan(request.clone()).await.unwrap().collect().await.unwrap();
-        assert_eq!(batches.iter().map(|b| b.num_rows()).sum::<usize>(), found);
-        assert_eq!(store.metrics().object_get_bytes.load(std::sync::atomic::Ordering::Relaxed), before);
-        store.close().await.unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_store_is_away_writes_are_kept_reads_say_so_and_nothing_is_lost() {
     let Some(mut weed) = weed::start_or_skip("s3") else { return };
@@ -331,6 +228,72 @@ async fn while_the_store_is_away_writes_are_kept_reads_say_so_and_nothing_is_los
     assert!(error.to_string().contains("store s3://sightline/away does not answer"), "{error}");
     proxy.cut(false);
     holds_exactly(&store, 300).await;
+    store.close().await.unwrap();
+}
+
+/// Rows of `table` that a tenant has.
+async fn count(store: &Store, tenant: &TenantId, table: Table) -> usize {
+    let batches = store.scan(ScanRequest::new(tenant.clone(), table, TimeRange::ALL)).await.unwrap();
+    batches.collect().await.unwrap().iter().map(|b| b.num_rows()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_table_is_taken_while_the_store_is_away_and_made_when_it_is_back() {
+    let Some(weed) = weed::start_or_skip("s3") else { return };
+    let proxy = Proxy::start(weed.s3(), 2);
+    let bucket = remote(proxy.address, "newtables", 1);
+    let dirs = tempfile::tempdir().unwrap();
+    let config = config(&dirs.path().join("a"));
+    let store = open(&config, &bucket).await.unwrap();
+    let tenant = TenantId::parse("late").unwrap();
+    let push = async |store: &Store, n: u64| {
+        let (mut logs, mut spans) = (LogBatchBuilder::new(), SpanBatchBuilder::new());
+        let (body, trace, span) = (format!("row {n}"), u128::from(n).to_be_bytes(), n.to_be_bytes());
+        logs.push(&LogRow { ts: rows::now(), stream_labels: "{\"a\":\"b\"}", body: &body, ..LogRow::default() });
+        spans.push(&SpanRow { trace_id: &trace, span_id: &span, ts: rows::now(), ..SpanRow::default() });
+        let rows = vec![(Table::Logs, logs.finish()), (Table::Spans, spans.finish())];
+        store.append(storage::Append { tenant: tenant.clone(), rows, sources: vec![], batch_id: None }).await
+    };
+    let hold = async |store: &Store, n: usize| {
+        for table in [Table::Logs, Table::Spans] {
+            assert_eq!(count(store, &tenant, table).await, n, "{table:?}");
+        }
+    };
+    proxy.cut(true);
+    for n in 0..10 {
+        push(&store, n).await.unwrap();
+    }
+    hold(&store, 10).await;
+    assert_eq!(store.tenants(), [tenant.clone()]);
+    assert!(store.flush().await.is_err() && store.compact().await.is_err());
+    store.checkpoint().await.unwrap();
+    hold(&store, 10).await;
+    // Killed meanwhile, and the copy that a backup makes of what is in no bucket yet.
+    store.backup(dirs.path().join("copy")).await.unwrap();
+    store.abandon().await.unwrap();
+    drop(store);
+    storage::backup::restore(&dirs.path().join("copy"), &dirs.path().join("restored")).await.unwrap();
+    let copy = Store::open(rows::config(&dirs.path().join("restored"))).await.unwrap();
+    hold(&copy, 10).await;
+    copy.close().await.unwrap();
+    proxy.cut(false);
+    let store = open(&config, &bucket).await.unwrap();
+    hold(&store, 10).await;
+    // The other order: back while it runs.
+    let second = TenantId::parse("later").unwrap();
+    proxy.cut(true);
+    let mut more = LogBatchBuilder::new();
+    more.push(&LogRow { ts: rows::now(), stream_labels: "{}", body: "one", ..LogRow::default() });
+    let rows = vec![(Table::Logs, more.finish())];
+    store.append(storage::Append { tenant: second.clone(), rows, sources: vec![], batch_id: None }).await.unwrap();
+    proxy.cut(false);
+    push(&store, 10).await.unwrap();
+    store.flush().await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&rows::config(&dirs.path().join("b")), &bucket).await.unwrap();
+    hold(&store, 11).await;
+    assert_eq!(count(&store, &second, Table::Logs).await, 1);
     store.close().await.unwrap();
 }
 
