@@ -5,6 +5,7 @@ mod ask;
 mod backup;
 mod bad_disk;
 mod bad_input;
+mod bucket;
 mod client;
 mod containers;
 mod dependencies;

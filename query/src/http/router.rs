@@ -1,6 +1,11 @@
 //! All read APIs as one router. The collector's write paths are merged by the binary.
 
-use axum::Router;
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER},
+    middleware,
+};
 use storage::Store;
 
 use super::{export, loki, prometheus, prometheus_admin, sql, tempo};
@@ -34,4 +39,16 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
         .nest("/tempo", tempo)
         .merge(loki)
         .merge(export)
+        .layer(middleware::map_response(say_when))
+}
+
+/// Seconds after which a query that could not be answered now is worth asking again.
+const COME_BACK: HeaderValue = HeaderValue::from_static("5");
+
+/// Whatever cannot be answered for now says when to come back.
+async fn say_when(mut response: Response<Body>) -> Response<Body> {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().entry(RETRY_AFTER).or_insert(COME_BACK);
+    }
+    response
 }

@@ -13,7 +13,7 @@ use storage::{
 };
 
 use super::{
-    proxy::Proxy,
+    proxy::{FAULTS, Fault, Proxy},
     remote,
     rows::{self, append, config, holds_exactly, open},
     weed,
@@ -228,6 +228,58 @@ async fn while_the_store_is_away_writes_are_kept_reads_say_so_and_nothing_is_los
     assert!(error.to_string().contains("store s3://sightline/away does not answer"), "{error}");
     proxy.cut(false);
     holds_exactly(&store, 300).await;
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_kind_of_fault_loses_repeats_or_alters_a_row() {
+    let Some(weed) = weed::start_or_skip("s3") else { return };
+    let mut all = tokio::task::JoinSet::new();
+    for fault in FAULTS {
+        all.spawn(under(fault, Proxy::start(weed.s3(), 40)));
+    }
+    all.join_all().await;
+}
+
+/// A store whose requests meet with one kind of fault, three in ten.
+async fn under(fault: Fault, proxy: Proxy) {
+    let bucket = remote(proxy.address, &format!("fault-{fault:?}"), 1);
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("data"));
+    let mut store = open(&config, &bucket).await.unwrap();
+    proxy.only(fault);
+    proxy.faulty(300);
+    let mut rows = 0;
+    for round in 0..6 {
+        append(&store, rows, rows + 100, rows::now()).await.unwrap();
+        rows += 100;
+        // Each of these may fail, and is tried again by the next.
+        let _ = store.flush().await;
+        if round % 2 == 1 {
+            let _ = store.compact().await;
+            store.abandon().await.unwrap();
+            drop(store);
+            let _ = std::fs::remove_dir_all(config.dir.join("cache"));
+            store = loop {
+                if let Ok(store) = open(&config, &bucket).await {
+                    break store;
+                }
+            };
+        }
+        // An answer is right or an error.
+        match rows::found(&store).await {
+            Ok(found) => assert_eq!(found, (0..rows).map(|n| (n, 1)).collect(), "{fault:?}"),
+            Err(e) => assert!(matches!(e, ScanError::Unavailable { .. }), "{fault:?}: {e}"),
+        }
+    }
+    assert!(proxy.count(fault) > 5, "{fault:?}: {}", proxy.told());
+    proxy.faulty(0);
+    store.flush().await.unwrap();
+    holds_exactly(&store, rows).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&rows::config(&dir.path().join("fresh")), &bucket).await.unwrap();
+    holds_exactly(&store, rows).await;
     store.close().await.unwrap();
 }
 

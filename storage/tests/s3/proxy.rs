@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,13 +27,15 @@ pub enum Fault {
     Late,
 }
 
-const FAULTS: [Fault; 6] =
+pub const FAULTS: [Fault; 6] =
     [Fault::Status500, Fault::SlowDown, Fault::Reset, Fault::AnswerLost, Fault::Truncated, Fault::Late];
 
 #[derive(Default)]
 pub struct Shared {
     /// Requests in a thousand that something happens to.
     pub per_mille: AtomicU32,
+    /// Which of [`FAULTS`], counted from one; 0 any.
+    only: AtomicUsize,
     /// Nothing gets through.
     pub cut: AtomicBool,
     pub requests: AtomicU64,
@@ -66,17 +68,29 @@ impl Proxy {
         self.shared.per_mille.store(per_mille, Ordering::SeqCst);
     }
 
+    /// Nothing but this from now on.
+    pub fn only(&self, fault: Fault) {
+        self.shared.only.store(place(fault) + 1, Ordering::SeqCst);
+    }
+
+    /// How often that has happened.
+    pub fn count(&self, fault: Fault) -> u64 {
+        self.shared.faults[place(fault)].load(Ordering::SeqCst)
+    }
+
     /// Whatever gives faults, then cut or whole again.
     pub fn cut(&self, cut: bool) {
         self.shared.cut.store(cut, Ordering::SeqCst);
     }
 
     pub fn told(&self) -> String {
-        let of =
-            |f: &Fault| self.shared.faults[FAULTS.iter().position(|g| g == f).unwrap_or(0)].load(Ordering::SeqCst);
-        let all: Vec<String> = FAULTS.iter().map(|f| format!("{f:?} {}", of(f))).collect();
+        let all: Vec<String> = FAULTS.iter().map(|f| format!("{f:?} {}", self.count(*f))).collect();
         format!("{} requests, {}", self.shared.requests.load(Ordering::SeqCst), all.join(", "))
     }
+}
+
+fn place(fault: Fault) -> usize {
+    FAULTS.iter().position(|f| *f == fault).expect("all are listed")
 }
 
 /// One request of a connection; then it is closed, which HTTP allows.
@@ -88,7 +102,9 @@ fn serve(mut client: TcpStream, server: SocketAddr, shared: &Shared, dice: u64) 
     let (head, body) = read_message(&mut client)?;
     shared.requests.fetch_add(1, Ordering::SeqCst);
     let mut rng = Rng::new(dice);
-    let fault = rng.chance(shared.per_mille.load(Ordering::SeqCst)).then(|| rng.below(FAULTS.len()));
+    let only = shared.only.load(Ordering::SeqCst).checked_sub(1);
+    let fault =
+        rng.chance(shared.per_mille.load(Ordering::SeqCst)).then(|| only.unwrap_or_else(|| rng.below(FAULTS.len())));
     if let Some(i) = fault {
         shared.faults[i].fetch_add(1, Ordering::SeqCst);
     }
