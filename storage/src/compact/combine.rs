@@ -13,7 +13,7 @@ use arrow::{
 use crate::{
     limits,
     model::{Table, schema},
-    part::{PartError, PartMeta, PartWriter},
+    part::{Distinct, PartError, PartMeta, PartWriter},
 };
 
 /// Takes rows in merged order, writes what is left of them.
@@ -79,6 +79,32 @@ impl<W: Write + Send> Combine<W> for UniquePoints<W> {
         if let Some(held) = self.held.take() {
             self.write(&held, None)?;
         }
+        Ok((self.writer.finish()?.0, self.replaced))
+    }
+}
+
+/// Of exemplars that are the same in all columns, keeps one.
+pub(super) struct UniqueExemplars<W: Write + Send> {
+    writer: PartWriter<W>,
+    distinct: Distinct,
+    replaced: u64,
+}
+
+impl<W: Write + Send> UniqueExemplars<W> {
+    pub(super) fn new(writer: PartWriter<W>) -> Self {
+        UniqueExemplars { writer, distinct: Distinct::default(), replaced: 0 }
+    }
+}
+
+impl<W: Write + Send> Combine<W> for UniqueExemplars<W> {
+    fn push(&mut self, batch: RecordBatch) -> Result<(), PartError> {
+        let rows = batch.num_rows();
+        let kept = self.distinct.filter(batch)?;
+        self.replaced += (rows - kept.num_rows()) as u64;
+        if kept.num_rows() > 0 { self.writer.write(&kept) } else { Ok(()) }
+    }
+
+    fn finish(self) -> Result<(PartMeta, u64), PartError> {
         Ok((self.writer.finish()?.0, self.replaced))
     }
 }

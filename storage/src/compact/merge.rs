@@ -2,7 +2,8 @@
 //!
 //! What is below every other input's next row is copied as a slice, so that inputs that do not overlap in time cost
 //! little more than reading and writing. Points with equal series and time keep the later commit's, a series keeps one row,
-//! a trace's spans get their nested-set numbers; log records and exemplars are all kept.
+//! a trace's spans get their nested-set numbers; of exemplars that are the same in all columns one is kept, and all log
+//! records.
 
 use std::{io::Write, sync::Arc};
 
@@ -16,7 +17,7 @@ use arrow::{
     datatypes::{Field, Int64Type, TimestampNanosecondType},
 };
 
-use super::combine::{Combine, Plain, SeriesRows, Traces, UniquePoints};
+use super::combine::{Combine, Plain, SeriesRows, Traces, UniqueExemplars, UniquePoints};
 use crate::{
     ScanRequest, ScanStats, limits,
     model::{Table, TenantId, TimeRange, schema},
@@ -70,7 +71,8 @@ pub fn merge<W: Write + Send>(
     }
     let writer = PartWriter::new(table, &options.write, out)?;
     match table {
-        Table::Logs | Table::MetricExemplars => run(inputs, table, options, Plain(writer)),
+        Table::Logs => run(inputs, table, options, Plain(writer)),
+        Table::MetricExemplars => run(inputs, table, options, UniqueExemplars::new(writer)),
         Table::MetricSamples | Table::MetricHistograms => run(inputs, table, options, UniquePoints::new(writer)),
         Table::MetricSeries => run(inputs, table, options, SeriesRows::new(writer)),
         Table::Spans => run(inputs, table, options, Traces::new(writer)),

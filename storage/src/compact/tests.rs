@@ -16,6 +16,7 @@ use crate::{
     part::{
         PartReader, sorted_rows,
         tests::{assert_same, open, part_of, random_batch, read, small_options, without_column},
+        write_part,
     },
     scan::select::{self, RowSelector},
 };
@@ -215,4 +216,28 @@ fn a_damaged_input_fails_the_merge() {
     bytes[200] ^= 1;
     let input = PartReader::open(Arc::new(bytes::Bytes::from(bytes))).unwrap();
     assert!(merge(&[input], Table::Logs, &MergeOptions::new(small_options()), Vec::new()).is_err());
+}
+
+#[test]
+fn an_exemplar_that_was_sent_twice_is_kept_once() {
+    use crate::model::{Labels, MetricBatchBuilder, batch::SeriesMeta};
+    let request = || {
+        let mut rows = MetricBatchBuilder::new();
+        for name in ["a", "b"] {
+            let id = rows.series(&Labels::from_pairs([("__name__", name)]), SeriesMeta::default());
+            for ts in 0..5 {
+                rows.exemplar(id, ts, 1.5, Some(&[7; 16]), None, "{}");
+            }
+            rows.exemplar(id, 4, 1.5, Some(&[8; 16]), None, "{}");
+        }
+        rows.finish().exemplars
+    };
+    // Within one flush, and over two.
+    let mut bytes = Vec::new();
+    write_part(Table::MetricExemplars, &[request(), request()], &small_options(), &mut bytes).unwrap();
+    let first = open(bytes);
+    assert_eq!(first.rows(), 12);
+    let (rows, merged) =
+        merged(Table::MetricExemplars, &[first, open(part_of(Table::MetricExemplars, &[request()]))], TimeRange::ALL);
+    assert_eq!((rows.num_rows(), merged.rows_replaced), (12, 12));
 }

@@ -18,6 +18,7 @@
 
 mod arrival;
 mod chunk;
+mod distinct;
 mod encode;
 mod error;
 mod gather;
@@ -35,6 +36,7 @@ mod untemplated;
 mod writer;
 
 pub(crate) use arrival::seq_of;
+pub(crate) use distinct::Distinct;
 pub use encode::disk_schema;
 pub(crate) use encode::table_schema;
 pub use error::PartError;

@@ -24,6 +24,7 @@ use parquet::{
 use super::{
     PartError, PartMeta, WriteOptions, arrival,
     chunk::{ChunkPlan, RowGroup},
+    distinct::Distinct,
     encode,
     error::writing,
     gather::Gather,
@@ -61,11 +62,15 @@ pub fn write_part<W: Write + Send>(
         let order = sort::order(table, rows);
         let ranks = if fresh { arrival::ranks(rows, &order) } else { None };
         let gather = Gather::new(rows)?;
+        let mut distinct = (table == Table::MetricExemplars).then(Distinct::default);
         for (i, piece) in order.chunks(GATHER_ROWS).enumerate() {
             let mut batch = gather.rows(piece)?;
             if fresh {
                 let ranks = ranks.as_ref().map(|r| &r[i * GATHER_ROWS..][..piece.len()]);
                 batch = arrival::with_seq(table, batch, options.arrival, ranks)?;
+            }
+            if let Some(distinct) = &mut distinct {
+                batch = distinct.filter(batch)?;
             }
             writer.write(&batch)?;
         }
