@@ -47,6 +47,15 @@ pub const PROMOTED_MAX: usize = 64;
 /// Bytes a scan may hold to bring rows into time order.
 pub const SCAN_SORT_BYTES_MAX: usize = 256 << 20;
 
+/// Parts of one flush beyond which several are written at once, and how many: what takes long is waiting for the disk.
+/// Rows of thousands of old days make as many parts.
+pub const FLUSH_PARTS_SERIAL: usize = 96;
+pub const FLUSH_WRITERS: usize = 16;
+
+/// Event time of a head beyond which it is not flushed because it is idle: a small part for each of many days would have
+/// to be merged with the next ones soon.
+pub const FLUSH_IDLE_SPAN: std::time::Duration = std::time::Duration::from_secs(32 * 86_400);
+
 /// Hours of event time one flush may spread over before its parts go by day.
 pub const FLUSH_HOURS_MAX: usize = 72;
 

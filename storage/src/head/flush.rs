@@ -1,9 +1,14 @@
 //! From head to parts: a prefix of a table's head becomes one part for each bucket of event time and one Delta commit.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
+
+use arrow::array::RecordBatch;
 
 use tracing::field::Empty;
 
@@ -35,6 +40,8 @@ pub(crate) struct HeadState {
     pub replayed: bool,
     pub oldest_arrival: Duration,
     pub last_arrival: Duration,
+    /// Event time between its earliest and latest row.
+    pub span: Duration,
 }
 
 /// Whether a head should be flushed now (monotonic time).
@@ -43,7 +50,9 @@ pub(crate) fn due(head: HeadState, limits: &FlushLimits, now: Duration) -> bool 
         && (head.replayed
             || head.bytes >= limits.bytes
             || now.saturating_sub(head.oldest_arrival) >= limits.age
-            || (head.bytes >= limits.idle_bytes && now.saturating_sub(head.last_arrival) >= limits.idle_after))
+            || (head.bytes >= limits.idle_bytes
+                && head.span <= limits::FLUSH_IDLE_SPAN
+                && now.saturating_sub(head.last_arrival) >= limits.idle_after))
 }
 
 /// Whether nearly all of the WAL is of rows long flushed, so that what little the heads hold should follow them.
@@ -55,12 +64,18 @@ impl Inner {
     pub(crate) fn head_state(state: &TableState) -> HeadState {
         let data = state.data.read();
         let head = &data.head;
+        let min = head.batches.iter().map(|b| b.min_ts).min();
+        let max = head.batches.iter().map(|b| b.max_ts).max();
         HeadState {
             bytes: head.bytes,
             batches: head.batches.len(),
             replayed: head.batches.iter().any(|b| matches!(b.rows, HeadRows::Wal(_))),
             oldest_arrival: head.batches.first().map(|b| b.arrived).unwrap_or_default(),
             last_arrival: head.last_arrival,
+            span: Duration::from_nanos(match (min, max) {
+                (Some(min), Some(max)) => max.saturating_sub(min).max(0).unsigned_abs(),
+                _ => 0,
+            }),
         }
     }
 
@@ -105,22 +120,10 @@ impl Inner {
             }
         }
         let total: usize = rows.iter().map(|r| r.num_rows()).sum();
-        let mut adds: Vec<NewPart> = Vec::new();
         let now = self.env.clock.now();
-        for (bucket, rows) in split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)? {
-            let add = self.write_part(state, 0, None, bucket, |out| {
-                let options = WriteOptions { arrival: last_seq, ..self.write_options(0, now) };
-                part::write_part(state.table, &rows, &options, out)
-            });
-            match add {
-                Ok(add) => adds.push(add),
-                Err(e) => {
-                    adds.iter().for_each(|a| self.discard(&state.catalog.read().file_of(&a.path)));
-                    return Err(e);
-                }
-            }
-        }
-        drop(rows);
+        let buckets = split_by_bucket(state.table, &rows, limits::FLUSH_HOURS_MAX)?;
+        let adds = self.write_buckets(state, &buckets, last_seq, now)?;
+        drop((buckets, rows));
         let written: u64 = adds.iter().map(|a| a.size).sum();
         span.record("rows", total).record("parts", adds.len()).record("bytes", written);
         {
@@ -148,6 +151,57 @@ impl Inner {
         tracing::debug!(tenant = %state.tenant, table = state.table.name(), rows = total, bytes = written,
             seconds = started.elapsed().as_secs_f64(), "flushed");
         Ok(true)
+    }
+
+    /// A part for each bucket, in their order; none is left behind when one fails.
+    fn write_buckets(
+        &self,
+        state: &TableState,
+        buckets: &[(Bucket, Vec<RecordBatch>)],
+        arrival: u64,
+        now: Timestamp,
+    ) -> Result<Vec<NewPart>, ScanError> {
+        let write = |(bucket, rows): &(Bucket, Vec<RecordBatch>)| {
+            self.write_part(state, 0, None, *bucket, |out| {
+                let options = WriteOptions { arrival, ..self.write_options(0, now) };
+                part::write_part(state.table, rows, &options, out)
+            })
+        };
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || {
+            let mut done = Vec::new();
+            while !failed.load(Ordering::Relaxed) {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(bucket) = buckets.get(i) else { break };
+                let written = write(bucket);
+                failed.fetch_or(written.is_err(), Ordering::Relaxed);
+                done.push((i, written));
+            }
+            done
+        };
+        let writers = if buckets.len() > limits::FLUSH_PARTS_SERIAL { limits::FLUSH_WRITERS } else { 1 };
+        let mut done = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..writers).map(|_| scope.spawn(work)).collect();
+            let mut done = work();
+            for helper in helpers {
+                match helper.join() {
+                    Ok(more) => done.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            done
+        });
+        done.sort_by_key(|(i, _)| *i);
+        let (mut adds, mut error) = (Vec::with_capacity(done.len()), None);
+        for (_, written) in done {
+            match written {
+                Ok(add) => adds.push(add),
+                Err(e) => error = Some(e),
+            }
+        }
+        let Some(error) = error else { return Ok(adds) };
+        adds.iter().for_each(|a| self.discard(&state.catalog.read().file_of(&a.path)));
+        Err(error)
     }
 
     /// How parts are written now.
@@ -312,12 +366,16 @@ mod tests {
     #[test]
     fn a_head_is_flushed_when_large_old_idle_or_replayed() {
         let now = Duration::from_secs(1000);
-        let fresh = HeadState { bytes: 500, batches: 1, replayed: false, oldest_arrival: now, last_arrival: now };
+        let fresh =
+            HeadState { bytes: 500, batches: 1, oldest_arrival: now, last_arrival: now, ..HeadState::default() };
         assert!(!due(fresh, &LIMITS, now));
         assert!(due(HeadState { bytes: 1000, ..fresh }, &LIMITS, now));
         assert!(due(HeadState { replayed: true, ..fresh }, &LIMITS, now));
         assert!(due(fresh, &LIMITS, now + Duration::from_secs(300)));
         assert!(due(fresh, &LIMITS, now + Duration::from_secs(2)));
+        let years = HeadState { span: Duration::from_secs(90_000_000), ..fresh };
+        assert!(!due(years, &LIMITS, now + Duration::from_secs(2)), "rows of many days wait for more of them");
+        assert!(due(years, &LIMITS, now + Duration::from_secs(300)));
         assert!(!due(HeadState { bytes: 99, ..fresh }, &LIMITS, now + Duration::from_secs(2)));
         assert!(!due(HeadState::default(), &LIMITS, now));
     }
