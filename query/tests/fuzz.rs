@@ -68,7 +68,10 @@ impl Apis {
     /// The status and an outline of the answer. Our own failures are the bugs that are looked for.
     fn ask(&self, path: &str, query: &[u8]) -> String {
         let text: String = query.iter().map(|b| format!("%{b:02X}")).collect();
-        let request = Request::get(format!("{path}&query={text}")).body(Body::empty()).unwrap();
+        self.told(path, Request::get(format!("{path}&query={text}")).body(Body::empty()).unwrap())
+    }
+
+    fn told(&self, path: &str, request: Request<Body>) -> String {
         let (status, body) = self.runtime.block_on(async {
             let response = self.router.clone().oneshot(request).await.unwrap();
             let status = response.status().as_u16();
@@ -175,4 +178,57 @@ fn logql_texts() {
         let instant = apis.ask("/loki/api/v1/query?time=600", input);
         format!("{range} {instant}")
     });
+}
+
+#[test]
+fn sql_texts_and_bodies() {
+    let apis = apis();
+    let ask = |body: Vec<u8>| apis.told("/api/v1/sql", Request::post("/api/v1/sql").body(Body::from(body)).unwrap());
+    let seeds: Vec<Vec<u8>> = [
+        "select service_name, count(*) as n from logs where body like '%e%' group by 1 having count(*) > 1 order by n desc limit 3",
+        "with s as (select * from samples where metric = 'm_total') select labels, max(value) over (partition by labels order by ts_ms) from s union all select null, 1",
+        "select a.body from logs a join logs b on a.ts = b.ts where a.ts > timestamp '1970-01-01T00:01:00Z' and a.severity_number is null -- comment",
+        "select date_bin(interval '1 minute', ts) as t, approx_distinct(body), array_agg(stream_id) from logs group by t",
+        "select case when value_i > 3 then cast(value_i as varchar) else 'x' end, series_id % 7 from metric_samples where series_id in (select series_id from metric_series)",
+    ]
+    .iter()
+    .map(|q| q.as_bytes().to_vec())
+    .collect();
+    let words = [
+        "select ",
+        " from logs ",
+        " from samples ",
+        "(select ",
+        ")",
+        "((((((((",
+        " where ",
+        " and not ",
+        " over (",
+        " like '%",
+        "'",
+        "\"",
+        " /* ",
+        "interval '1 year'",
+        " union all select ",
+        "cast(",
+        " as bigint)",
+        "-9223372036854775808",
+        "1e308",
+        "0x",
+        "array[",
+        "insert into logs ",
+        "copy logs to 'x' ",
+        " limit 99999999999 offset ",
+        "regexp_replace(body, '(a*)*b', ",
+        "repeat('x', 2147483647)",
+    ];
+    run(MANIFEST, Target { name: "sql", seeds, words: &words }, |input| {
+        let query = String::from_utf8_lossy(&input[..input.len().min(QUERY_BYTES_MAX)]);
+        ask(serde_json::json!({ "query": query, "timeout": "2s" }).to_string().into_bytes())
+    });
+    let seeds = vec![
+        br#"{"query": "select 1", "format": "csv", "start": 0, "end": "1970-01-02T00:00:00Z", "limit": 5, "timeout": 1.5}"#.to_vec(),
+    ];
+    let words = ["\"query\":", "\"format\":\"arrow\"", "null", "{", "[", "-1", "1e999", "\"\\ud800\"", "\"start\":"];
+    run(MANIFEST, Target { name: "sql_request", seeds, words: &words }, |input| ask(input.to_vec()));
 }
