@@ -18,6 +18,7 @@ pub use storage::SourcePosition;
 use crate::{
     buffer::{Ack, Budget, Feed, Intake, Permit},
     metrics::{Counters, DropReason},
+    topology::DeadLetters,
 };
 
 /// Which kinds of rows a component emits or works on.
@@ -330,6 +331,11 @@ pub trait Transform: Send + Sync {
         self.apply(data, counters).map(|d| (d, None))
     }
 
+    /// As [`Transform::apply_tracked`]; rows that it cannot read are apart instead of going on as they were.
+    fn apply_apart(&self, data: Data, counters: &Counters) -> Result<Apart, TransformError> {
+        self.apply_tracked(data, counters).map(|(data, settle)| Apart { data, unread: None, settle })
+    }
+
     /// Short names of its outputs, each with the signals it may give, when it has more than the one that bears its own
     /// name: other components name them `NAME.output`.
     fn outputs(&self) -> Vec<(String, Signals)> {
@@ -340,6 +346,19 @@ pub trait Transform: Send + Sync {
     fn split(&self, data: Data, counters: &Counters) -> Result<Vec<Data>, TransformError> {
         self.apply(data, counters).map(|d| vec![d])
     }
+
+    /// As [`Transform::split`], for one that remembers rows: see [`Transform::apply_tracked`].
+    fn split_tracked(&self, data: Data, counters: &Counters) -> Result<(Vec<Data>, Option<Settle>), TransformError> {
+        self.split(data, counters).map(|parts| (parts, None))
+    }
+}
+
+/// What a transform made of a batch.
+pub struct Apart {
+    pub data: Data,
+    /// Rows that it could not read, and why.
+    pub unread: Option<(Data, String)>,
+    pub settle: Option<Settle>,
 }
 
 /// What a running sink has.
@@ -347,6 +366,8 @@ pub struct SinkContext {
     pub name: String,
     pub intake: Intake,
     pub counters: Arc<Counters>,
+    /// Where what is refused for good goes, if somebody takes it.
+    pub dead_letters: Option<DeadLetters>,
 }
 
 impl SinkContext {
@@ -386,5 +407,10 @@ pub trait Sink: Send {
 
     fn signals(&self) -> Signals {
         Signals::ALL
+    }
+
+    /// Whether it hands over what is refused for good, when somebody takes `NAME.dead_letter`.
+    fn gives_dead_letters(&self) -> bool {
+        false
     }
 }

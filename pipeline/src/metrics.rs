@@ -58,7 +58,7 @@ pub enum DropReason {
     OverLimit,
     /// The remote took the request and refused these rows of it.
     Rejected,
-    /// The remote refused them for good; they are in the dead-letter file.
+    /// The remote refused them for good; they are in dead letters now.
     DeadLettered,
     /// The protocol of the sink has no form for them.
     Unsupported,

@@ -49,8 +49,12 @@ impl Sink for BufferedSink {
         true
     }
 
+    fn gives_dead_letters(&self) -> bool {
+        true
+    }
+
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
-        let SinkContext { name, intake, counters } = ctx;
+        let SinkContext { name, intake, counters, dead_letters } = ctx;
         let BufferedSink { queue, remote } = *self;
         let stats = remote.stats();
         let stop = CancellationToken::new();
@@ -58,9 +62,9 @@ impl Sink for BufferedSink {
         let (feed, shipping) = memory::queue(RECORDS_MAX * 3, None, CancellationToken::new());
         // Rows count as delivered when they are there, not when they are on our disk.
         let own = Counters::new(name.clone(), ComponentKind::Sink);
-        let taking = SinkContext { name: name.clone(), intake, counters: own };
+        let taking = SinkContext { name: name.clone(), intake, counters: own, dead_letters: None };
         let taking = Box::new(StoreSink::new(Arc::new(queue.clone()))).run(taking);
-        let context = SinkContext { name, intake: shipping, counters: counters.clone() };
+        let context = SinkContext { name, intake: shipping, counters: counters.clone(), dead_letters };
         let shipped = Box::new(remote).run(context);
         let taken = async {
             let take = async {

@@ -1,6 +1,6 @@
 //! The one list of sinks.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use serde::Deserialize;
 
@@ -65,6 +65,23 @@ impl SinkConfig {
     /// Whether it writes the positions of sources behind the rows it delivered.
     pub fn keeps_positions(&self) -> bool {
         !matches!(self, SinkConfig::Stdout(_))
+    }
+
+    /// Whether others may take `NAME.dead_letter`: what its remote refuses for good.
+    pub(crate) fn gives_dead_letters(&self) -> bool {
+        !matches!(self, SinkConfig::Store(_) | SinkConfig::Stdout(_))
+    }
+
+    /// The file that dead letters go to.
+    pub(crate) fn dead_letter_file(&self) -> Option<&Path> {
+        match self {
+            SinkConfig::Store(_) | SinkConfig::Stdout(_) | SinkConfig::File(_) => None,
+            SinkConfig::Otlp(c) => c.dead_letter.as_deref(),
+            SinkConfig::Loki(c) => c.dead_letter.as_deref(),
+            SinkConfig::RemoteWrite(c) => c.dead_letter.as_deref(),
+            SinkConfig::Elasticsearch(c) => c.dead_letter.as_deref(),
+            SinkConfig::Http(c) => c.dead_letter.as_deref(),
+        }
     }
 
     /// Everything wrong with it, each at its key.

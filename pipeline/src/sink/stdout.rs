@@ -42,7 +42,7 @@ impl<W: Write + Send + 'static> StdoutSink<W> {
 #[async_trait::async_trait]
 impl<W: Write + Send + 'static> Sink for StdoutSink<W> {
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
-        let SinkContext { name, mut intake, counters } = ctx;
+        let SinkContext { name, mut intake, counters, .. } = ctx;
         let mut out = self.out;
         while let Some(envelope) = intake.next().await {
             let batch = envelope.batch.clone();

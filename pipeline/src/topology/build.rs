@@ -18,6 +18,7 @@ use crate::{
     metrics::{ComponentKind, Counters, Registry},
     sink::{registry::SinkConfig, store::Destination},
     topology::{
+        dead_letters::{DEAD_LETTER, DeadLetters, WithDeadLetters},
         fanout::{FanOut, Splitter},
         graph::{Graph, NodeSpec, Role},
         running::{Node, Running, Tasks},
@@ -61,6 +62,13 @@ impl SinkPlan {
         match self {
             SinkPlan::Configured(c) => c.keeps_positions(),
             SinkPlan::Given(s) => s.keeps_positions(),
+        }
+    }
+
+    fn gives_dead_letters(&self) -> bool {
+        match self {
+            SinkPlan::Configured(c) => c.gives_dead_letters(),
+            SinkPlan::Given(s) => s.gives_dead_letters(),
         }
     }
 }
@@ -147,6 +155,13 @@ impl PipelineBuilder {
 
     /// The graph, or everything wrong with it. Starts nothing.
     pub fn check(&self) -> Result<Graph, BuildError> {
+        let listed = self.transforms.iter().map(|(_, inputs, _)| inputs);
+        let listed: BTreeSet<&str> = listed
+            .chain(self.sinks.iter().filter_map(|(_, inputs, _)| inputs.as_ref()))
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        let named = |of: &str| listed.contains(format!("{of}.{DEAD_LETTER}").as_str());
         let mut nodes: Vec<NodeSpec> = self
             .sources
             .iter()
@@ -157,6 +172,7 @@ impl PipelineBuilder {
                 signals: *signals,
                 passes_others: true,
                 outputs: Vec::new(),
+                dead_letters: false,
             })
             .collect();
         nodes.extend(self.transforms.iter().map(|(name, inputs, t)| NodeSpec {
@@ -166,6 +182,8 @@ impl PipelineBuilder {
             signals: t.signals(),
             passes_others: t.passes_others(),
             outputs: t.outputs(),
+            // An output that is called so by itself is no other.
+            dead_letters: named(name) && t.outputs().iter().all(|(short, _)| short != DEAD_LETTER),
         }));
         nodes.extend(self.sinks.iter().map(|(name, inputs, plan)| NodeSpec {
             name: name.clone(),
@@ -177,7 +195,18 @@ impl PipelineBuilder {
             },
             passes_others: true,
             outputs: Vec::new(),
+            dead_letters: named(name) && plan.gives_dead_letters(),
         }));
+        let twice = self.sinks.iter().filter_map(|(name, _, plan)| match plan {
+            SinkPlan::Configured(c) if c.dead_letter_file().is_some() && named(name) => Some(ConfigError::new(
+                format!("sinks.{name}.{DEAD_LETTER}"),
+                format!(
+                    "rows cannot go to this file and to whoever takes `{name}.{DEAD_LETTER}`; leave one of them out"
+                ),
+            )),
+            _ => None,
+        });
+        let mut errors: Vec<ConfigError> = self.errors.iter().cloned().chain(twice).collect();
         if self.sinks.is_empty() {
             nodes.push(NodeSpec {
                 name: DEFAULT_SINK.into(),
@@ -186,13 +215,15 @@ impl PipelineBuilder {
                 signals: Signals::ALL,
                 passes_others: true,
                 outputs: Vec::new(),
+                dead_letters: false,
             });
         }
         match Graph::check(&nodes) {
-            Ok(graph) if self.errors.is_empty() => Ok(graph),
-            Ok(_) => Err(BuildError(self.errors.clone())),
-            Err(more) => Err(BuildError(self.errors.iter().cloned().chain(more).collect())),
+            Ok(graph) if errors.is_empty() => return Ok(graph),
+            Ok(_) => {}
+            Err(more) => errors.extend(more),
         }
+        Err(BuildError(errors))
     }
 
     /// Starts everything. Must be called inside a Tokio runtime.
@@ -222,17 +253,18 @@ impl PipelineBuilder {
             tasks: Tasks::new(),
             nodes: Vec::new(),
         };
-        for (name, _, plan) in self.sinks {
-            let sink = match plan {
-                SinkPlan::Given(sink) => sink,
-                SinkPlan::Configured(config) => {
-                    config.build(&name, store.clone()).map_err(|e| BuildError(vec![e]))?
-                }
-            };
-            start.sink(name, sink, &registry);
-        }
         // Consumers before producers, so that every queue exists when somebody needs it.
         for name in graph.order.iter().rev() {
+            if let Some(at) = self.sinks.iter().position(|(n, _, _)| n == name) {
+                let (name, _, plan) = self.sinks.swap_remove(at);
+                let sink = match plan {
+                    SinkPlan::Given(sink) => sink,
+                    SinkPlan::Configured(config) => {
+                        config.build(&name, store.clone()).map_err(|e| BuildError(vec![e]))?
+                    }
+                };
+                start.sink(name, sink, &registry);
+            }
             if let Some(at) = self.transforms.iter().position(|(n, _, _)| n == name) {
                 let (name, _, transform) = self.transforms.swap_remove(at);
                 start.transform(name, transform, &registry);
@@ -303,11 +335,13 @@ struct Start<'a> {
 
 impl Start<'_> {
     fn sink(&mut self, name: String, sink: Box<dyn Sink>, registry: &Registry) {
+        let outputs = self.graph.outputs.get(&name).cloned().unwrap_or_default();
+        let dead_letters = outputs.first().map(|output| DeadLetters::new(self.output(output, &name)));
         let counters = registry.add(&name, ComponentKind::Sink);
         let close = CancellationToken::new();
         let (feed, intake) = memory::queue(self.limits.queue_batches, Some(counters.clone()), close.clone());
         self.feeds.insert(name.clone(), feed);
-        let ctx = SinkContext { name: name.clone(), intake, counters: counters.clone() };
+        let ctx = SinkContext { name: name.clone(), intake, counters: counters.clone(), dead_letters };
         let work = async move { sink.run(ctx).await.map_err(|e| e.reason) };
         self.nodes.push(self.tasks.node(name, false, close, Some(counters), work));
     }
@@ -319,14 +353,23 @@ impl Start<'_> {
         let close = CancellationToken::new();
         let (feed, intake) = memory::queue(self.limits.queue_batches, Some(counters.clone()), close.clone());
         self.feeds.insert(name.clone(), feed);
-        if transform.outputs().is_empty() {
+        let named = transform.outputs().len();
+        let (transform, dead): (Arc<dyn Transform>, _) = match outs.len() > named.max(1) {
+            false => (transform, None),
+            true => {
+                let with = WithDeadLetters::new(transform, &name);
+                let dead = with.dead();
+                (Arc::new(with), Some(dead))
+            }
+        };
+        if named == 0 && dead.is_none() {
             let out = outs.remove(0);
             let work = run_transform(intake, transform, counters.clone(), out);
             self.nodes.push(self.tasks.node(name, false, close, Some(counters), work));
             return;
         }
         let positions = outputs.iter().find_map(|o| self.store_behind(o)).map(|s| self.feeds[s].clone());
-        let splitter = Some(Splitter { transform, counters: counters.clone() });
+        let splitter = Some(Splitter { transform, counters: counters.clone(), dead });
         let fork = FanOut { intake, branches: outs, positions, splitter };
         let work = async move {
             fork.run().await;

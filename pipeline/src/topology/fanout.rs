@@ -8,7 +8,7 @@ use storage::{SourcePosition, model::TenantId};
 use crate::{
     buffer::{Ack, Feed, Intake, ack::Fate},
     component::{Batch, Data, Delivery, DeliveryError, Envelope, Transform},
-    metrics::Counters,
+    metrics::{Counters, DropReason},
     topology::worker::off_thread,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct FanOut {
 pub(super) struct Splitter {
     pub transform: Arc<dyn Transform>,
     pub counters: Arc<Counters>,
+    /// The branch of its dead letters.
+    pub dead: Option<usize>,
 }
 
 /// A batch whose branches are under way.
@@ -87,14 +89,23 @@ impl FanOut {
         let rows = batch.data.rows();
         let data = std::mem::replace(&mut batch.data, Data::empty());
         let (transform, own) = (splitter.transform.clone(), counters.clone());
-        let parts = match off_thread(rows, move || transform.split(data, &own)).await {
-            Ok(parts) => parts,
+        let (parts, settle) = match off_thread(rows, move || transform.split_tracked(data, &own)).await {
+            Ok(split) => split,
             Err(refusal) => {
                 ack.answer(Err(refusal.told(counters, rows)));
                 return;
             }
         };
-        counters.delivered(parts.iter().map(|p| p.rows() as u64).sum());
+        let ack = match settle {
+            Some(settle) => ack.watched(settle),
+            None => ack,
+        };
+        for (i, part) in parts.iter().enumerate() {
+            match splitter.dead == Some(i) {
+                true => counters.dropped(DropReason::DeadLettered, part.rows() as u64),
+                false => counters.delivered(part.rows() as u64),
+            }
+        }
         let parts: Vec<(usize, Data)> = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty()).collect();
         if parts.is_empty() {
             ack.answer(Ok(()));

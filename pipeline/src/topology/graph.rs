@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     component::Signals,
     error::{ConfigError, nearest},
+    topology::dead_letters::DEAD_LETTER,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +39,20 @@ pub struct NodeSpec {
     pub passes_others: bool,
     /// Of a transform with more outputs than the one that bears its name: their short names and signals.
     pub outputs: Vec<(String, Signals)>,
+    /// Whether it has dead letters and somebody names them: its last output then, `NAME.dead_letter`.
+    pub dead_letters: bool,
 }
 
 impl NodeSpec {
-    /// The names by which others take its output. Empty for a sink.
+    /// The names by which others take its output. Empty for a sink without dead letters.
     fn output_names(&self) -> Vec<String> {
-        match (self.role, self.outputs.is_empty()) {
+        let mut names = match (self.role, self.outputs.is_empty()) {
             (Role::Sink, _) => Vec::new(),
             (_, true) => vec![self.name.clone()],
             (_, false) => self.outputs.iter().map(|(short, _)| format!("{}.{short}", self.name)).collect(),
-        }
+        };
+        names.extend(self.dead_letters.then(|| format!("{}.{DEAD_LETTER}", self.name)));
+        names
     }
 }
 
@@ -61,8 +66,9 @@ pub struct Graph {
     pub order: Vec<String>,
     /// Consumers of each output, in configuration order.
     pub consumers: BTreeMap<String, Vec<String>>,
-    /// Outputs of each source and transform.
+    /// Outputs of each component; of a sink only its dead letters, where somebody takes them.
     pub outputs: BTreeMap<String, Vec<String>>,
+    pub sinks: BTreeSet<String>,
 }
 
 impl Graph {
@@ -97,7 +103,8 @@ impl Graph {
             return Err(errors);
         }
         let outputs = nodes.iter().map(|n| (n.name.clone(), n.output_names())).collect();
-        Ok(Graph { order, consumers, outputs })
+        let sinks = nodes.iter().filter(|n| n.role == Role::Sink).map(|n| n.name.clone()).collect();
+        Ok(Graph { order, consumers, outputs, sinks })
     }
 }
 
@@ -132,9 +139,15 @@ fn outputs<'a>(
 ) -> Outputs<'a> {
     let mut out = Outputs::new();
     for node in nodes {
-        let signals = |i: usize| node.outputs.get(i).map_or(Signals::ALL, |(_, s)| *s);
-        for (i, name) in node.output_names().into_iter().enumerate() {
-            if !node.outputs.is_empty() && by_name.contains_key(name.as_str()) {
+        let names = node.output_names();
+        // Of dead letters: what the component works on.
+        let dead = names.len().checked_sub(1).filter(|_| node.dead_letters);
+        let signals = |i: usize| match dead == Some(i) {
+            true => node.signals,
+            false => node.outputs.get(i).map_or(Signals::ALL, |(_, s)| *s),
+        };
+        for (i, name) in names.into_iter().enumerate() {
+            if name != node.name && by_name.contains_key(name.as_str()) {
                 errors.push(ConfigError::new(
                     format!("{}.{}", node.role.section(), node.name),
                     format!("its output `{name}` has the name of another component"),
@@ -171,12 +184,13 @@ fn resolve(
                 taken.insert(name.clone());
                 valid.push(name.clone());
             } else {
-                errors.push(unknown_input(
-                    at,
-                    name,
-                    by_name.get(name.as_str()).copied(),
-                    &names().collect::<Vec<_>>(),
-                ));
+                let dead = name.strip_suffix(DEAD_LETTER).and_then(|n| n.strip_suffix('.'));
+                errors.push(match dead.filter(|n| by_name.contains_key(n)) {
+                    Some(of) => ConfigError::new(at, format!("`{of}` has no dead letters: it refuses nothing")),
+                    None => {
+                        unknown_input(at, name, by_name.get(name.as_str()).copied(), &names().collect::<Vec<_>>())
+                    }
+                });
             }
         }
         all.push(valid);
@@ -251,9 +265,11 @@ fn sort(nodes: &[NodeSpec], inputs: &[Vec<String>], errors: &mut Vec<ConfigError
             let first = (0..cycle.len()).min_by_key(|i| cycle[*i]).unwrap_or(0);
             cycle.rotate_left(first);
             let closing = cycle[cycle.len() - 1];
+            // Dead letters may lead back to a sink.
+            let section = nodes.iter().find(|n| n.name == cycle[0]).map_or("transforms", |n| n.role.section());
             let index = from[cycle[0]].iter().position(|f| f == closing).unwrap_or(0);
             errors.push(ConfigError::new(
-                format!("transforms.{}.inputs[{index}]", cycle[0]),
+                format!("{section}.{}.inputs[{index}]", cycle[0]),
                 format!("a cycle: {} -> {}", cycle.join(" -> "), cycle[0]),
             ));
         }
@@ -308,7 +324,15 @@ mod tests {
 
     fn node(name: &str, role: Role, inputs: &[&str], signals: Signals) -> NodeSpec {
         let inputs = (role != Role::Source).then(|| inputs.iter().map(|s| (*s).to_owned()).collect());
-        NodeSpec { name: name.into(), role, inputs, signals, passes_others: true, outputs: Vec::new() }
+        NodeSpec {
+            name: name.into(),
+            role,
+            inputs,
+            signals,
+            passes_others: true,
+            outputs: Vec::new(),
+            dead_letters: false,
+        }
     }
 
     fn source(name: &str) -> NodeSpec {

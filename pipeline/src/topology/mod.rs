@@ -13,8 +13,11 @@
 //!    told to stop, and the source waits. What is refused for good (`Rejected`) does not hold back later positions.
 //! 5. A batch id stays with the rows. Behind a fork every branch but the first gets an id of its own, derived from it,
 //!    so that two branches into one store are not taken for a repetition.
+//! 6. What a component refuses for good is an output too where somebody takes it ([`dead_letters`]): the source then
+//!    hears `Ok` when those rows are delivered there.
 
 pub mod build;
+pub mod dead_letters;
 pub mod fanout;
 pub mod graph;
 pub mod running;
@@ -24,5 +27,6 @@ mod trial;
 mod worker;
 
 pub use build::{Limits, PipelineBuilder};
+pub use dead_letters::DeadLetters;
 pub use graph::{Graph, NodeSpec, Role};
 pub use running::{Report, Running};

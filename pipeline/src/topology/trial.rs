@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    component::Data,
+    component::{Data, Transform as _},
     metrics::{ComponentKind, Counters},
-    topology::{Graph, PipelineBuilder},
+    topology::{Graph, PipelineBuilder, dead_letters::WithDeadLetters},
     trial::Arrived,
 };
 
@@ -18,16 +18,21 @@ impl PipelineBuilder {
         for name in &graph.order {
             let batches = waiting.remove(name.as_str()).unwrap_or_default();
             let outputs = graph.outputs.get(name).map_or(&[][..], Vec::as_slice);
-            if outputs.is_empty() {
+            // Its dead letters are the remote's decision, and there is none here.
+            if graph.sinks.contains(name) {
                 arrived.insert(name.clone(), batches);
                 continue;
             }
             let counters = Counters::new(name.clone(), ComponentKind::Transform);
             let transform = self.transforms.iter().find(|(n, _, _)| n == name).map(|(_, _, t)| t);
+            let dead = transform
+                .filter(|t| outputs.len() > t.outputs().len().max(1))
+                .map(|t| WithDeadLetters::new(t.clone(), name));
             for data in batches {
-                let parts = match transform {
-                    Some(t) if !t.outputs().is_empty() => t.split(data, &counters),
-                    Some(t) if t.signals().has(&data) => t.apply(data, &counters).map(|d| vec![d]),
+                let parts = match (transform, &dead) {
+                    (_, Some(dead)) => dead.split(data, &counters),
+                    (Some(t), _) if !t.outputs().is_empty() => t.split(data, &counters),
+                    (Some(t), _) if t.signals().has(&data) => t.apply(data, &counters).map(|d| vec![d]),
                     _ => Ok(vec![data]),
                 };
                 let parts = parts.map_err(|e| format!("transform {name}: {e}"))?;

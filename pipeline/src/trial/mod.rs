@@ -90,7 +90,7 @@ pub fn check(case: &Case, graph: &Graph) -> Vec<Problem> {
     let now = now(case, &mut problems);
     rows::read(&case.input, now, &mut problems);
     let known: Vec<&str> =
-        graph.outputs.iter().filter(|(_, o)| !o.is_empty()).map(|(name, _)| name.as_str()).collect();
+        graph.outputs.keys().filter(|name| !graph.sinks.contains(*name)).map(String::as_str).collect();
     if known.contains(&case.insert_at.as_str()) {
         for expected in expected(case, graph, &mut problems) {
             for (i, row) in expected.rows.iter().enumerate() {
@@ -144,12 +144,18 @@ fn now(case: &Case, problems: &mut Vec<Problem>) -> i64 {
 
 /// The places that a case looks at.
 fn expected<'a>(case: &'a Case, graph: &Graph, problems: &mut Vec<Problem>) -> Vec<Expected<'a>> {
-    let own = graph.outputs.get(&case.insert_at).map_or(&[][..], Vec::as_slice);
+    let mut own = graph.outputs.get(&case.insert_at).map_or(&[][..], Vec::as_slice);
+    // A list of rows means what goes on.
+    if let [main, _] = own
+        && *main == case.insert_at
+    {
+        own = &own[..1];
+    }
     let mut all = Vec::new();
     match &case.expect {
         Value::Object(places) => {
             let outputs = graph.outputs.values().flatten().map(String::as_str);
-            let sinks = graph.outputs.iter().filter(|(_, o)| o.is_empty()).map(|(name, _)| name.as_str());
+            let sinks = graph.sinks.iter().map(String::as_str);
             let known: Vec<&str> = outputs.chain(sinks).collect();
             for (at, value) in places {
                 let path = format!("expect.{at}");

@@ -20,6 +20,7 @@ use crate::{
     component::{Batch, Data, DeliveryError, Envelope},
     metrics::{Counters, DropReason, Fault},
     sink::{file::RowFile, stdout},
+    topology::dead_letters::{DeadLetters, marked},
 };
 
 /// Batches up to this many rows are encoded where they are.
@@ -88,12 +89,18 @@ struct Piece {
     backoff: Option<Backoff>,
 }
 
+/// Where rows go that are refused for good.
+pub(super) enum Dead {
+    File(RowFile),
+    Component(DeadLetters),
+}
+
 /// What a sink's deliveries share.
 pub(super) struct Shipper {
     pub name: String,
     pub protocol: Arc<dyn Protocol>,
     pub retry: RetryConfig,
-    pub dead: Option<Arc<RowFile>>,
+    pub dead: Option<Dead>,
     pub counters: Arc<Counters>,
     pub stats: Arc<RemoteStats>,
 }
@@ -274,25 +281,39 @@ impl Shipper {
                 }
                 continue;
             };
-            let text = match dead_letters(&self.name, &reason, tenant, &part.data) {
-                Ok(text) => text,
-                Err(e) => {
-                    item.fate = Err(DeliveryError::Rejected(format!("sink {}: {reason}; {e}", self.name)));
-                    continue;
+            let buried = match dead {
+                Dead::File(file) => self.write(file, part, tenant, &reason).await,
+                Dead::Component(others) => {
+                    others.deliver(dead_letter(&self.name, &reason, tenant, part)).await.map_err(|e| match e {
+                        DeliveryError::Rejected(e) => {
+                            DeliveryError::Rejected(format!("sink {}: {reason}; as a dead letter: {e}", self.name))
+                        }
+                        other => other,
+                    })
                 }
             };
-            // Until they are on disk: rows are not lost because a disk is full for a while.
-            let mut backoff = Backoff::new(&self.retry);
-            while let Err(e) = dead.append(text.clone()).await {
-                self.counters.fault(Fault::Retry, 1);
-                tracing::error!(sink = %self.name, error = %e, "cannot write dead letters, trying again");
-                tokio::time::sleep(backoff.pause(None)).await;
+            if let Err(e) = buried {
+                item.fate = Err(e);
+                continue;
             }
             tracing::warn!(sink = %self.name, rows, %reason, "the remote refused rows for good; they are dead letters now");
             self.stats.dead_lettered(rows);
             self.counters.dropped(DropReason::DeadLettered, rows);
             item.lost += rows;
         }
+    }
+
+    /// Until the rows are on disk: they are not lost because a disk is full for a while.
+    async fn write(&self, file: &RowFile, part: &Part, tenant: &TenantId, reason: &str) -> Fate {
+        let text = dead_lines(&self.name, reason, tenant, &part.data)
+            .map_err(|e| DeliveryError::Rejected(format!("sink {}: {reason}; {e}", self.name)))?;
+        let mut backoff = Backoff::new(&self.retry);
+        while let Err(e) = file.append(text.clone()).await {
+            self.counters.fault(Fault::Retry, 1);
+            tracing::error!(sink = %self.name, error = %e, "cannot write dead letters, trying again");
+            tokio::time::sleep(backoff.pause(None)).await;
+        }
+        Ok(())
     }
 
     /// Sends until the remote decides, or the deadline passes.
@@ -406,8 +427,19 @@ fn compress(body: Vec<u8>, how: BodyCompression) -> Result<Bytes, EncodeError> {
     }))
 }
 
+/// The rows as a batch of their own. Its id follows from theirs, so that rows that are sent again are stored once; points
+/// of metrics, which have no numbers, need none: a sample is stored once anyhow.
+fn dead_letter(sink: &str, reason: &str, tenant: &TenantId, part: &Part) -> Batch {
+    let mut batch = Batch::new(tenant.clone(), marked(part.data.clone(), sink, reason));
+    if !matches!(part.data, Data::Metrics(_)) {
+        let numbers: Vec<u8> = part.numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        batch.batch_id = Some(child_id(part.batch, xxhash_rust::xxh3::xxh3_64(&numbers)));
+    }
+    batch
+}
+
 /// The rows as lines, each with who refused it and why.
-fn dead_letters(sink: &str, reason: &str, tenant: &TenantId, data: &Data) -> std::io::Result<Bytes> {
+fn dead_lines(sink: &str, reason: &str, tenant: &TenantId, data: &Data) -> std::io::Result<Bytes> {
     use storage::model::json::write_string;
     let lines = stdout::write_batch(&Batch::new(tenant.clone(), data.clone()))?;
     let mut head = String::from("{\"refused_by\":");

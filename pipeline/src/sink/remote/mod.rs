@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use self::{
     config::{Compression, DeliveryConfig},
-    deliver::{Finished, Group, Shipper},
+    deliver::{Dead, Finished, Group, Shipper},
     stats::RemoteStats,
 };
 use crate::{
@@ -185,11 +185,16 @@ impl Sink for RemoteSink {
         true
     }
 
+    fn gives_dead_letters(&self) -> bool {
+        true
+    }
+
     async fn run(self: Box<Self>, ctx: SinkContext) -> Result<(), SinkError> {
-        let SinkContext { name, mut intake, counters } = ctx;
+        let SinkContext { name, mut intake, counters, dead_letters } = ctx;
         let stats = self.stats.clone();
         counters.ships(stats.clone());
-        let dead = self.config.dead_letter.clone().map(|path| Arc::new(RowFile::dead_letters(path)));
+        let file = || self.config.dead_letter.clone().map(|path| Dead::File(RowFile::dead_letters(path)));
+        let dead = dead_letters.map(Dead::Component).or_else(file);
         let shipper = Arc::new(Shipper {
             name: name.clone(),
             protocol: self.protocol.clone(),

@@ -92,7 +92,12 @@ const FAMILIES: [(&str, &str, &str, Read); 7] = [
     ("retries_total", "counter", "attempts after a failed one", |s| s.retries),
     ("sent_bytes_total", "counter", "bytes of request bodies as sent", |s| s.bytes),
     ("rejected_rows_total", "counter", "rows the remote refused for good", |s| s.rejected),
-    ("dead_lettered_rows_total", "counter", "refused rows written to the dead-letter file", |s| s.dead_lettered),
+    (
+        "dead_lettered_rows_total",
+        "counter",
+        "refused rows written to the dead-letter file, or handed to who takes dead letters",
+        |s| s.dead_lettered,
+    ),
     ("held_bytes", "gauge", "bytes of rows that wait or are under way", |s| s.held_bytes),
     ("disk_queue_bytes", "gauge", "bytes of undelivered rows in the queue on disk", |s| s.queued_bytes),
 ];

@@ -210,6 +210,66 @@ async fn refused_rows_are_dead_letters_with_their_reason_and_count_as_such() {
     assert_eq!(c.remote.unwrap().dead_lettered, 1);
 }
 
+/// `far` refuses `bad`; what it refuses goes to a second remote.
+fn with_grave(grave: Remote) -> (Bench, Arc<Remote>) {
+    let remote = Arc::new(Remote { refuses: Some("bad"), ..Remote::default() });
+    let (grave, log) = (Arc::new(grave), Arc::new(Log::default()));
+    let sink = |remote: &Arc<Remote>| Box::new(RemoteSink::new(Arc::new(remote.clone()), quick(), log.clone()));
+    let running = PipelineBuilder::new(PipelineConfig::default())
+        .limits(Limits { queue_batches: 4, ..Limits::default() })
+        .input("push", Signals::ALL)
+        .sink("far", &["push"], sink(&remote))
+        .sink("grave", &["far.dead_letter"], sink(&grave))
+        .build_on(log.clone(), log.clone())
+        .unwrap();
+    let out = running.input("push").unwrap();
+    (Bench { remote, log, running, out }, grave)
+}
+
+#[tokio::test]
+async fn refused_rows_reach_the_component_that_takes_dead_letters_before_the_sender_hears_of_it() {
+    let (b, grave) = with_grave(scripted([again(), again()]));
+    let (good, bad) = (b.send(logs(&["a"])).await, b.send(at(logs(&["bad"]), 7)).await);
+    good.wait().await.unwrap();
+    bad.wait().await.unwrap();
+    assert_eq!(b.words(), ["a"]);
+    let taken = grave.taken.lock().unwrap().clone();
+    let line: serde_json::Value = serde_json::from_str(&taken[0]).unwrap();
+    assert_eq!((taken.len(), &line["body"]), (1, &"bad".into()));
+    assert_eq!((&line["attrs"]["refused_by"], &line["attrs"]["refused_reason"]), (&"far".into(), &"bad word".into()));
+    assert_eq!(grave.attempts.lock().unwrap().len(), 3, "tried until it was there");
+    let positions: Vec<u64> =
+        b.log.0.lock().unwrap().iter().flat_map(|a| a.sources.iter().map(|s| s.position)).collect();
+    assert_eq!(positions, [7]);
+    let c = b.counted();
+    assert_eq!((c.rows_delivered, c.dropped(DropReason::DeadLettered)), (1, 1));
+    assert_eq!(c.remote.unwrap().dead_lettered, 1);
+    let grave = b.running.registry().component(ComponentKind::Sink, "grave").unwrap();
+    assert_eq!((grave.rows_in, grave.rows_delivered), (1, 1));
+    assert!(b.running.stop(Duration::from_secs(5)).await.late.is_empty());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_sent_again_has_dead_letters_of_the_same_name() {
+    let (b, grave) = with_grave(Remote::default());
+    for _ in 0..2 {
+        let mut batch = logs(&["bad"]);
+        batch.batch_id = Some([7; 16]);
+        b.send(batch).await.wait().await.unwrap();
+    }
+    let ids: Vec<[u8; 16]> = grave.attempts.lock().unwrap().iter().map(|(id, _)| *id).collect();
+    assert!(ids.len() == 2 && ids[0] == ids[1] && ids[0] != [7; 16], "{ids:?}");
+}
+
+#[tokio::test]
+async fn dead_letters_that_are_refused_too_are_the_senders_error() {
+    let (b, _) = with_grave(Remote { refuses: Some("bad"), ..Remote::default() });
+    let fate = b.send(logs(&["bad"])).await.wait().await;
+    let Err(DeliveryError::Rejected(why)) = fate else { panic!("{fate:?}") };
+    assert!(why.contains("sink far: bad word; as a dead letter: sink grave: bad word"), "{why}");
+    assert_eq!(b.counted().dropped(DropReason::Refused), 1);
+}
+
 #[tokio::test]
 async fn what_is_too_large_goes_in_parts_and_what_cannot_be_parted_is_refused() {
     let dir = tempfile::tempdir().unwrap();

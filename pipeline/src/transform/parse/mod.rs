@@ -1,5 +1,5 @@
 //! `parse`: reads the body or an attribute of log records and writes attributes, body, time and severity.
-//! What does not parse stays as it was and is counted.
+//! What does not parse stays as it was and is counted; where somebody takes `NAME.dead_letter` it goes there instead.
 
 mod severity;
 #[cfg(test)]
@@ -10,7 +10,8 @@ mod time;
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Int32Array, RecordBatch, TimestampNanosecondArray},
+    array::{Array, ArrayRef, AsArray, BooleanArray, Int32Array, RecordBatch, TimestampNanosecondArray},
+    compute::filter_record_batch,
     datatypes::{Int32Type, TimestampNanosecondType},
 };
 use regex::{Regex, RegexBuilder};
@@ -20,7 +21,7 @@ pub use severity::{severity_of, severity_text};
 pub use time::{TimeFormat, parse_time};
 
 use crate::{
-    component::{Data, Signals, Transform, TransformError},
+    component::{Apart, Data, Signals, Transform, TransformError},
     condition::{CONDITION_REGEX_BYTES_MAX, Field},
     error::ConfigError,
     metrics::{Counters, Fault},
@@ -43,6 +44,20 @@ pub enum Format {
     Timestamp,
     /// The field is the severity.
     Severity,
+}
+
+impl Format {
+    /// As it stands in the configuration.
+    const fn name(self) -> &'static str {
+        match self {
+            Format::Cri => "cri",
+            Format::Json => "json",
+            Format::Logfmt => "logfmt",
+            Format::Regex => "regex",
+            Format::Timestamp => "timestamp",
+            Format::Severity => "severity",
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -214,9 +229,37 @@ impl Transform for Parse {
     }
 
     fn apply(&self, data: Data, counters: &Counters) -> Result<Data, TransformError> {
-        let Data::Logs(rows) = data else { return Ok(data) };
+        match data {
+            Data::Logs(rows) => self.rows(rows, counters).map(|(rows, _)| Data::Logs(rows)),
+            other => Ok(other),
+        }
+    }
+
+    fn apply_apart(&self, data: Data, counters: &Counters) -> Result<Apart, TransformError> {
+        let Data::Logs(rows) = data else { return Ok(Apart { data, unread: None, settle: None }) };
+        let (rows, unread) = self.rows(rows, counters)?;
+        if unread.is_empty() {
+            return Ok(Apart { data: Data::Logs(rows), unread: None, settle: None });
+        }
+        let mut keep = vec![true; rows.num_rows()];
+        unread.iter().for_each(|row| keep[*row] = false);
+        let apart: BooleanArray = keep.iter().map(|k| Some(!k)).collect();
+        let apart = Data::Logs(filter_record_batch(&rows, &apart)?);
+        let kept = Data::Logs(filter_record_batch(&rows, &BooleanArray::from(keep))?);
+        let what = match &self.key {
+            None => "the body".to_owned(),
+            Some(key) => format!("attribute {key}"),
+        };
+        let why = format!("{what} does not parse as {}", self.format.name());
+        Ok(Apart { data: kept, unread: Some((apart, why)), settle: None })
+    }
+}
+
+impl Parse {
+    /// The rows in their order, and the numbers of those that stayed as they were because they do not parse.
+    fn rows(&self, rows: RecordBatch, counters: &Counters) -> Result<(RecordBatch, Vec<usize>), TransformError> {
         let mut out = Columns::new(&rows)?;
-        let mut unparsed = 0;
+        let mut unread = Vec::new();
         // Attributes of many rows are the same text; a body hardly ever is.
         let mut seen: HashMap<usize, Attributes<'_>> = HashMap::new();
         let attrs = Texts::new(&out.attrs_in).ok_or_else(|| TransformError("column `attrs` is not text".into()))?;
@@ -231,7 +274,7 @@ impl Transform for Parse {
             };
             match text.as_deref().and_then(|t| self.read(t)) {
                 None => {
-                    unparsed += 1;
+                    unread.push(row);
                     next.keep(bodies.value(row), attrs.row(row));
                 }
                 Some(found) => {
@@ -242,11 +285,11 @@ impl Transform for Parse {
                 }
             }
         }
-        if unparsed > 0 {
-            counters.fault(Fault::Unparsed, unparsed);
+        if !unread.is_empty() {
+            counters.fault(Fault::Unparsed, unread.len() as u64);
         }
         let done = next.finish();
-        Ok(Data::Logs(out.replace(done)?))
+        Ok((out.replace(done)?, unread))
     }
 }
 
