@@ -66,6 +66,8 @@ struct Own {
     started: Instant,
     metrics: Box<dyn Fn(&mut String) + Send + Sync>,
     to: String,
+    /// What shippers of Elasticsearch are told.
+    elastic_version: Arc<str>,
 }
 
 /// The sink's configuration, as it would stand in the file.
@@ -125,7 +127,7 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
         None => config.store.memory_bytes_max.min(MEMORY_BYTES),
     };
     let push = app::push_config(&config, memory);
-    let push_metrics = push.metrics.clone();
+    let (push_metrics, elastic_version) = (push.metrics.clone(), push.elastic_version.clone());
     let syslogs = config.syslog_counters();
     let (mut builder, mut found) = app::plan_pipeline(config, memory).await?;
     let to = match sink {
@@ -152,9 +154,10 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
             collector::syslog::counters::render(&syslogs, text);
         }),
         to: to.clone(),
+        elastic_version,
     });
     let (writes, grpc_writes) = push_and_grpc_routers(push, out);
-    let all = Router::new().merge(routes(own.clone())).merge(writes.clone());
+    let all = Router::new().merge(routes(own.clone())).merge(writes.clone()).fallback(own_routes::nothing);
     let stop_listening = CancellationToken::new();
     let mut listeners = JoinSet::new();
     let limits = ListenLimits { drain: DRAIN, ..ListenLimits::default() };
@@ -203,7 +206,7 @@ fn routes(own: Arc<Own>) -> Router {
             "/",
             get(|State(own): State<Arc<Own>>, headers: HeaderMap| async move {
                 if elastic::asks(&headers) {
-                    return elastic::about();
+                    return elastic::root(&own.elastic_version);
                 }
                 format!("sightline agent, ships to {}\n", own.to).into_response()
             }),

@@ -64,6 +64,9 @@ pub struct App {
     /// All routes of the HTTP API, for the test that asks each of them.
     #[cfg(test)]
     pub router: Router,
+    /// The services of the gRPC port, for the same test.
+    #[cfg(test)]
+    pub grpc_router: Router,
     /// What to print once it runs.
     pub banner: Vec<String>,
 }
@@ -92,6 +95,8 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let mut push = push_config(&config, memory);
     push.tenants = Arc::new(std::mem::take(&mut config.tenants.ingest));
     let (metrics, tenants) = (push.metrics.clone(), push.tenants.clone());
+    let elastic_version = push.elastic_version.clone();
+    config.limit_tenants(&tenants);
     let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
     let syslogs = config.syslog_counters();
     let (builder, found) = plan_pipeline(config, memory).await?;
@@ -120,6 +125,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
             ("Durability".into(), format!("{durability:?}")),
             ("OTLP".into(), format!("gRPC {grpc_addr}, HTTP {otlp_http_addr}")),
         ],
+        elastic_version,
     });
     let (writes, grpc_writes) = push_and_grpc_routers(push, out);
     let queries = query::QueryConfig { limits: query_limits, ..query::QueryConfig::default() };
@@ -128,10 +134,11 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         .merge(own_routes::routes(own.clone()))
         .merge(crate::backup::routes(store.clone()))
         .merge(reads)
-        .merge(writes.clone());
+        .merge(writes.clone())
+        .fallback(own_routes::nothing);
 
     #[cfg(test)]
-    let router = all.clone();
+    let (router, grpc_router) = (all.clone(), grpc_writes.clone());
     let figures = own.clone();
     let recording = telemetry.map(|t| t.record(store.clone(), move || figures.figures()));
     let traced = |router: Router| match &recording {
@@ -186,6 +193,8 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         stop_listening,
         #[cfg(test)]
         router,
+        #[cfg(test)]
+        grpc_router,
         banner,
     })
 }
@@ -203,6 +212,9 @@ pub fn push_config(config: &Config, memory: usize) -> PushConfig {
         push.limits.future_max = config.future_max;
     }
     push.limits.past_max = config.past_max;
+    if let Some(version) = &config.elastic_version {
+        push.elastic_version = version.as_str().into();
+    }
     push
 }
 

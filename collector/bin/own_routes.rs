@@ -16,7 +16,7 @@ use axum::{
     routing::get,
 };
 use collector::elastic;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
 use storage::{Store, metrics::MetricLine};
 
 /// What the routes read.
@@ -31,6 +31,8 @@ pub struct Own {
     pub url: String,
     /// Shown on the status page: what is collected, where it is stored.
     pub facts: Vec<(String, String)>,
+    /// What shippers of Elasticsearch are told.
+    pub elastic_version: Arc<str>,
 }
 
 impl Own {
@@ -53,6 +55,12 @@ pub fn routes(own: Arc<Own>) -> Router {
         .route("/-/healthy", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics))
         .with_state(own)
+}
+
+/// What no route takes.
+pub async fn nothing(method: Method, uri: Uri) -> Response {
+    elastic::fallback(&method, uri.path())
+        .unwrap_or_else(|| (StatusCode::NOT_FOUND, "404 page not found\n").into_response())
 }
 
 async fn ready(State(own): State<Arc<Own>>) -> Response {
@@ -132,7 +140,7 @@ pub fn process_lines(started: Instant) -> Vec<MetricLine> {
 
 async fn status(State(own): State<Arc<Own>>, headers: HeaderMap) -> Response {
     if elastic::asks(&headers) {
-        return elastic::about();
+        return elastic::root(&own.elastic_version);
     }
     let metrics = own.store.metrics();
     let mut rows = own.facts.clone();

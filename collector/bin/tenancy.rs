@@ -331,6 +331,10 @@ fn paths(router: &Router) -> BTreeSet<String> {
 
 /// The whole process but for its listeners' peers, on free ports.
 pub async fn start(dir: &std::path::Path) -> App {
+    start_with(dir, None).await
+}
+
+async fn start_with(dir: &std::path::Path, config: Option<std::path::PathBuf>) -> App {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let args = ServeArgs {
         data_dir: Some(dir.to_owned()),
@@ -338,6 +342,7 @@ pub async fn start(dir: &std::path::Path) -> App {
         otlp_grpc: any,
         otlp_http: any,
         no_collect: Some(true),
+        config,
         ..ServeArgs::default()
     };
     app::start(Config::load(&args).expect("defaults are valid"), None).await.expect("it starts")
@@ -506,6 +511,98 @@ async fn no_answer_holds_a_byte_of_another_tenant() {
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     assert!(TENANTS.iter().all(|t| folders.contains(*t)), "{folders:?}");
+    assert!(app.stop().await);
+}
+
+/// Asks a gRPC service; its status and message.
+async fn call(router: &Router, tenant: &str, service: &str, message: &[u8]) -> (i32, String) {
+    let mut body = vec![0];
+    body.extend_from_slice(&u32::try_from(message.len()).expect("it is small").to_be_bytes());
+    body.extend_from_slice(message);
+    let request = Request::post(format!("/opentelemetry.proto.collector.{service}/Export"))
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        // Metadata of a call are headers.
+        .header("x-scope-orgid", tenant)
+        .body(Body::from(body));
+    let answer = router.clone().oneshot(request.expect("a request")).await.expect("routers do not fail");
+    let head = answer.headers().clone();
+    let collected = answer.into_body().collect().await.expect("a body");
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let text = |name: &str| {
+        let value = trailers.get(name).or_else(|| head.get(name));
+        value.and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+    };
+    (text("grpc-status").parse().expect("a status"), text("grpc-message"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_over_grpc_belongs_to_the_tenant_of_its_metadata() {
+    use pipeline::codec::otlp::json::{Request as Form, to_protobuf};
+    let dir = tempfile::tempdir().unwrap();
+    let app = start(dir.path()).await;
+    let served: Vec<String> = paths(&app.grpc_router).into_iter().filter(|path| path != "/").collect();
+    assert_eq!(served.len(), 3, "services without a case here: {served:?}");
+    for (service, form, signal) in [
+        ("logs.v1.LogsService", Form::Logs, Signal::Logs),
+        ("metrics.v1.MetricsService", Form::Metrics, Signal::Metrics),
+        ("trace.v1.TraceService", Form::Traces, Signal::Traces),
+    ] {
+        for (own, other) in [(TENANTS[0], TENANTS[1]), (TENANTS[1], TENANTS[0])] {
+            let mark = format!("{own}_grpc");
+            let json = match signal {
+                Signal::Logs => otlp_logs(&mark, now_ns()),
+                Signal::Metrics => otlp_metrics(&mark, now_ns()),
+                Signal::Traces => otlp_traces(&mark, now_ns()),
+            };
+            let message = to_protobuf(&json, form).unwrap();
+            let (status, text) = call(&app.grpc_router, own, service, &message).await;
+            assert_eq!(status, 0, "{service}: {text}");
+            let found = find(&app.router, Some(own), signal, &mark).await;
+            assert!(found.contains(&mark), "{service}: what {own} pushed is not there: {found}");
+            for tenant in [None, Some(other)] {
+                let found = find(&app.router, tenant, signal, &mark).await;
+                assert!(!found.contains(&mark), "{service}: {tenant:?} finds {mark}: {found}");
+            }
+            for bad in ["a|b", "..", "a/b"] {
+                let (status, text) = call(&app.grpc_router, bad, service, &message).await;
+                assert_eq!(status, 3, "{service} takes tenant {bad}: {text}");
+            }
+        }
+    }
+    assert!(app.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syslog_belongs_to_the_tenant_of_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut text = String::from("sources:\n");
+    for own in TENANTS {
+        let path = dir.path().join(own);
+        text += &format!("  {own}: {{type: syslog, unix_stream: {}, tenant: {own}}}\n", path.display());
+    }
+    let config = dir.path().join("syslog.yaml");
+    std::fs::write(&config, text).unwrap();
+    let app = start_with(&dir.path().join("data"), Some(config)).await;
+    for own in TENANTS {
+        use std::io::Write as _;
+        let mut socket = std::os::unix::net::UnixStream::connect(dir.path().join(own)).unwrap();
+        socket.write_all(format!("<13>1 - - {own} - - - {own} line\n").as_bytes()).unwrap();
+    }
+    for (own, other) in [(TENANTS[0], TENANTS[1]), (TENANTS[1], TENANTS[0])] {
+        for _ in 0..1000 {
+            if find(&app.router, Some(own), Signal::Logs, own).await.contains(own) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let found = find(&app.router, Some(own), Signal::Logs, own).await;
+        assert!(found.contains(own) && !found.contains(other), "{own}: {found}");
+        for tenant in [None, Some(other)] {
+            let found = find(&app.router, tenant, Signal::Logs, own).await;
+            assert!(!found.contains(&format!("{own} line\"")), "{tenant:?} finds {own}: {found}");
+        }
+    }
     assert!(app.stop().await);
 }
 

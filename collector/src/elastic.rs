@@ -9,12 +9,12 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pipeline::codec::{
-    Reason,
     compress::Encoding,
     elastic::{self, Action, Bulk},
 };
@@ -31,8 +31,8 @@ use crate::{
 
 const JSON: &str = "application/json";
 
-/// What we say we are: recent enough for every 8.x shipper.
-const VERSION: &str = "8.11.0";
+/// What we say we are unless configured: recent enough for every 8.x shipper.
+pub const VERSION: &str = "8.11.0";
 
 /// Types of a body that are taken; absent counts as the first.
 const MEDIA_TYPES: [&str; 4] =
@@ -71,7 +71,8 @@ fn answers() -> [(&'static str, Value); 5] {
     ]
 }
 
-pub(crate) fn routes() -> Router<Arc<Push>> {
+/// `version`: what shippers are told that we are.
+pub(crate) fn routes(version: &str) -> Router<Arc<Push>> {
     let mut router = Router::new();
     for base in ["", "/elasticsearch"] {
         router = router
@@ -88,21 +89,52 @@ pub(crate) fn routes() -> Router<Arc<Push>> {
             router = router.route(&format!("{base}{path}"), any(setup));
         }
     }
-    // At the top `/` is the status page for people, and a name there may be anything.
+    // At the top `/` is the status page for people, and a name there may be anything: see [`fallback`].
+    for root in ["/elasticsearch", "/elasticsearch/"] {
+        let about = about(version);
+        router = router.route(root, get(move || std::future::ready(answer(StatusCode::OK, about.clone()))));
+    }
     router
-        .route("/elasticsearch", get(|| std::future::ready(about())))
-        .route("/elasticsearch/", get(|| std::future::ready(about())))
-        .route("/elasticsearch/{index}", any(setup))
+        .route("/elasticsearch/{index}", any(index))
+        .layer(map_response(|response| std::future::ready(marked(response))))
+}
+
+/// The body of the answer to `GET /`.
+pub fn about(version: &str) -> String {
+    json!({ "name": "sightline", "cluster_name": "sightline", "cluster_uuid": "AAAAAAAAAAAAAAAAAAAAAA",
+        "version": { "number": version, "build_flavor": "default", "build_type": "tar", "build_hash": "0",
+            "build_date": "2024-01-01T00:00:00Z", "build_snapshot": false, "lucene_version": "9.8.0",
+            "minimum_wire_compatibility_version": "7.17.0", "minimum_index_compatibility_version": "7.0.0" },
+        "tagline": "You Know, for Search" })
+    .to_string()
 }
 
 /// The answer to `GET /`.
-pub fn about() -> Response {
-    let body = json!({ "name": "sightline", "cluster_name": "sightline", "cluster_uuid": "AAAAAAAAAAAAAAAAAAAAAA",
-        "version": { "number": VERSION, "build_flavor": "default", "build_type": "tar", "build_hash": "0",
-            "build_date": "2024-01-01T00:00:00Z", "build_snapshot": false, "lucene_version": "9.8.0",
-            "minimum_wire_compatibility_version": "7.17.0", "minimum_index_compatibility_version": "7.0.0" },
-        "tagline": "You Know, for Search" });
-    answer(StatusCode::OK, body.to_string())
+pub fn root(version: &str) -> Response {
+    answer(StatusCode::OK, about(version))
+}
+
+/// For paths that no route takes: what Elasticsearch's shippers ask of an index at the top, and what of theirs is not
+/// known here, told in their words. `None`: the path is nobody's.
+pub fn fallback(method: &Method, path: &str) -> Option<Response> {
+    let name = path.strip_prefix('/')?;
+    if name.starts_with('_') || name.starts_with("elasticsearch/") {
+        return Some(unknown());
+    }
+    // Shippers ask whether an index is there, and make it; nothing here has a name of one piece and these methods.
+    let is_index = !name.is_empty() && !name.contains('/');
+    (is_index && matches!(*method, Method::HEAD | Method::PUT)).then(|| set_up(method))
+}
+
+/// Names of indexes begin otherwise.
+async fn index(method: Method, Path(index): Path<String>) -> Response {
+    if index.starts_with('_') { unknown() } else { set_up(&method) }
+}
+
+fn unknown() -> Response {
+    let status = StatusCode::NOT_FOUND;
+    let reason = "there is no such API here; this server takes documents at /_bulk and /<index>/_bulk";
+    answer(status, failure("resource_not_found_exception", reason, status))
 }
 
 /// Whether who asks for `/` is a shipper and no browser.
@@ -116,7 +148,11 @@ pub fn asks(headers: &HeaderMap) -> bool {
 }
 
 async fn setup(method: Method) -> Response {
-    match method {
+    set_up(&method)
+}
+
+fn set_up(method: &Method) -> Response {
+    match *method {
         Method::PUT | Method::POST => answer(StatusCode::OK, r#"{"acknowledged":true}"#),
         Method::GET | Method::HEAD => answer(StatusCode::OK, "{}"),
         _ => {
@@ -143,8 +179,12 @@ fn error(status: StatusCode, message: &str) -> String {
         500.. => "internal_server_error",
         _ => "illegal_argument_exception",
     };
-    let cause = json!({ "type": kind, "reason": message });
-    json!({ "error": { "root_cause": [cause], "type": kind, "reason": message }, "status": status.as_u16() })
+    failure(kind, message, status)
+}
+
+fn failure(kind: &str, reason: &str, status: StatusCode) -> String {
+    let cause = json!({ "type": kind, "reason": reason });
+    json!({ "error": { "root_cause": [cause], "type": kind, "reason": reason }, "status": status.as_u16() })
         .to_string()
 }
 
@@ -197,12 +237,13 @@ async fn take(
     // Where every document has an id, the same request again is the same documents.
     let named = !bulk.items.is_empty() && bulk.items.iter().all(|i| i.id.is_some());
     let id = batch_id(headers).or_else(|| named.then_some(hash));
-    push.deliver(Protocol::Elastic, tenant, &mut bulk.decoded, id).await?;
-    if bulk.decoded.rejected.by_reason().any(|(reason, _)| reason == Reason::TenantLimit) {
-        // Which of them were beyond the limit is not known here: none may pass for stored that is not.
-        let reason = bulk.decoded.rejected.summary();
-        for item in bulk.items.iter_mut().filter(|i| i.refused.is_none() && i.action != Action::Delete) {
-            item.refused = Some(format!("not all documents of this request were kept: {reason}").into());
+    let beyond = push.deliver(Protocol::Elastic, tenant, &mut bulk.decoded, id).await?;
+    if !beyond.logs.is_empty() {
+        let reason = bulk.decoded.rejected.details.last().map(|d| d.message.clone()).unwrap_or_default();
+        let stored = bulk.items.iter_mut().filter(|i| i.refused.is_none() && i.action != Action::Delete);
+        let mut beyond = beyond.logs.into_iter().peekable();
+        for (_, item) in stored.enumerate().filter(|(row, _)| beyond.next_if_eq(row).is_some()) {
+            item.refused = Some(reason.clone().into());
         }
     }
     Ok(bulk)

@@ -26,7 +26,7 @@ use crate::{
     ndjson, otlp,
     remote_write::{self, FamilyMemory},
     reply::Failure,
-    tenants::Tenants,
+    tenants::{Beyond, Tenants},
 };
 
 /// What the push endpoints are told.
@@ -42,6 +42,8 @@ pub struct PushConfig {
     pub metrics: Arc<IngestMetrics>,
     /// What each tenant may push.
     pub tenants: Arc<Tenants>,
+    /// The version that Elasticsearch's shippers are told; `major.minor.patch`.
+    pub elastic_version: Arc<str>,
 }
 
 impl Default for PushConfig {
@@ -53,6 +55,7 @@ impl Default for PushConfig {
             body_idle_max: Duration::from_secs(30),
             metrics: Arc::default(),
             tenants: Arc::default(),
+            elastic_version: elastic::VERSION.into(),
         }
     }
 }
@@ -83,7 +86,7 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
         .route("/api/v1/otlp/v1/metrics", post(otlp::http::metrics))
         .route("/v1/traces", post(otlp::http::traces))
         .route("/otlp/v1/traces", post(otlp::http::traces))
-        .merge(elastic::routes())
+        .merge(elastic::routes(&push.config.elastic_version))
         .with_state(push)
 }
 
@@ -247,7 +250,7 @@ impl Push {
     }
 
     /// Hands all batches over and waits until each is acknowledged, within what the tenant may push: rows beyond its
-    /// streams or series are moved to `decoded.rejected`.
+    /// streams or series are moved to `decoded.rejected`, and told.
     /// `batch_id`: the sender's; each batch of a split request gets its own, the same for the same request.
     pub async fn deliver(
         &self,
@@ -255,8 +258,8 @@ impl Push {
         tenant: TenantId,
         decoded: &mut Decoded,
         batch_id: Option<[u8; 16]>,
-    ) -> Result<(), Failure> {
-        self.config.tenants.admit(protocol, &tenant, decoded)?;
+    ) -> Result<Beyond, Failure> {
+        let beyond = self.config.tenants.admit(&tenant, decoded).map_err(|limited| limited.failure(protocol))?;
         self.metrics().rejected(protocol, &decoded.rejected);
         let mut fates = Vec::with_capacity(decoded.batches.len());
         for (i, data) in decoded.batches.drain(..).enumerate() {
@@ -268,7 +271,7 @@ impl Push {
             fate.wait().await?;
         }
         self.metrics().accepted(protocol, decoded.accepted);
-        Ok(())
+        Ok(beyond)
     }
 }
 

@@ -9,7 +9,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Write as _,
-    hash::Hash,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,9 +20,7 @@ use arrow::{
     array::{Array, AsArray, BooleanArray, RecordBatch},
     compute::filter_record_batch,
     datatypes::{Int32Type, Int64Type},
-    error::ArrowError,
 };
-use http::StatusCode;
 use parking_lot::Mutex;
 use pipeline::{
     Data,
@@ -81,6 +78,27 @@ impl IngestLimits {
     }
 }
 
+/// A rate is used up: nothing of the request was taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Limited {
+    pub message: String,
+    pub retry_after: Duration,
+}
+
+impl Limited {
+    /// As the protocol tells it.
+    pub fn failure(self, protocol: Protocol) -> Failure {
+        Failure { status: protocol.rate_limited(), message: self.message, retry_after: Some(self.retry_after) }
+    }
+}
+
+/// What was taken out of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Beyond {
+    /// Numbers of its log records, ascending, counted over all batches from 0.
+    pub logs: Vec<usize>,
+}
+
 /// The limits of all tenants and how far each has used them.
 #[derive(Debug, Default)]
 pub struct Tenants {
@@ -116,18 +134,13 @@ impl Tenants {
 
     /// Takes a request's rows from its tenant's rates, and out of it what belongs to streams or series beyond the limits;
     /// those are counted as rejected. Errors, with nothing taken, when a rate is used up.
-    pub(crate) fn admit(&self, protocol: Protocol, tenant: &TenantId, decoded: &mut Decoded) -> Result<(), Failure> {
-        self.admit_at(Instant::now(), protocol, tenant, decoded)
+    pub(crate) fn admit(&self, tenant: &TenantId, decoded: &mut Decoded) -> Result<Beyond, Limited> {
+        self.admit_at(Instant::now(), tenant, decoded)
     }
 
-    fn admit_at(
-        &self,
-        now: Instant,
-        protocol: Protocol,
-        tenant: &TenantId,
-        decoded: &mut Decoded,
-    ) -> Result<(), Failure> {
-        let Some(state) = self.state(tenant, now) else { return Ok(()) };
+    fn admit_at(&self, now: Instant, tenant: &TenantId, decoded: &mut Decoded) -> Result<Beyond, Limited> {
+        let mut beyond = Beyond::default();
+        let Some(state) = self.state(tenant, now) else { return Ok(beyond) };
         let mut using = state.using.lock();
         using.last = now;
         let bytes: usize = decoded.batches.iter().map(Data::bytes).sum();
@@ -139,13 +152,12 @@ impl Tenants {
             let Some(bucket) = bucket else { continue };
             if let Some(wait) = bucket.wait(now) {
                 state.limited.fetch_add(1, Ordering::Relaxed);
-                return Err(Failure {
-                    status: protocol.rate_limited(),
+                return Err(Limited {
                     message: format!(
                         "ingestion rate limit exceeded for tenant {tenant} ({} {what}) while adding {cost}; send less or later",
                         bucket.rate
                     ),
-                    retry_after: Some(wait.min(RETRY_MAX)),
+                    retry_after: wait.min(RETRY_MAX),
                 });
             }
         }
@@ -154,20 +166,23 @@ impl Tenants {
                 bucket.left -= cost as f64;
             }
         }
-        let refused = |e: ArrowError| Failure::new(StatusCode::BAD_REQUEST, e.to_string());
+        // Log records before this batch.
+        let mut first = 0;
         for data in &mut decoded.batches {
             let before = data.rows();
             let (counter, what, limit) = match data {
                 Data::Logs(batch) => {
                     let Some(max) = state.limits.streams_max else { continue };
-                    if let Some(kept) = streams_within(batch, &mut using.streams, max, now).map_err(refused)? {
-                        *batch = kept;
+                    if let Some(keep) = streams_within(batch, &mut using.streams, max, now) {
+                        beyond.logs.extend((first..).zip(&keep).filter(|(_, kept)| !**kept).map(|(row, _)| row));
+                        *batch = rows_of(batch, &BooleanArray::from(keep));
                     }
+                    first += before;
                     (&state.refused_streams, "streams", max)
                 }
                 Data::Metrics(batch) => {
                     let Some(max) = state.limits.series_max else { continue };
-                    if let Some(kept) = series_within(batch, &mut using.series, max, now).map_err(refused)? {
+                    if let Some(kept) = series_within(batch, &mut using.series, max, now) {
                         *batch = kept;
                     }
                     (&state.refused_series, "series", max)
@@ -187,7 +202,7 @@ impl Tenants {
             }
         }
         decoded.batches.retain(|d| !d.is_empty());
-        Ok(())
+        Ok(beyond)
     }
 
     /// `None`: the tenant has no limits.
@@ -310,17 +325,10 @@ impl Active {
     }
 }
 
-/// The rows of admitted streams; `None`: all.
-fn streams_within(
-    batch: &RecordBatch,
-    active: &mut Active,
-    max: usize,
-    now: Instant,
-) -> Result<Option<RecordBatch>, ArrowError> {
-    let Some(column) = batch.column_by_name("stream_labels").and_then(|c| c.as_dictionary_opt::<Int32Type>()) else {
-        return Ok(None);
-    };
-    let Some(texts) = column.values().as_string_opt::<i32>() else { return Ok(None) };
+/// Which rows are of admitted streams; `None`: all.
+fn streams_within(batch: &RecordBatch, active: &mut Active, max: usize, now: Instant) -> Option<Vec<bool>> {
+    let column = batch.column_by_name("stream_labels").and_then(|c| c.as_dictionary_opt::<Int32Type>())?;
+    let texts = column.values().as_string_opt::<i32>()?;
     let keys = column.keys();
     // A dictionary may hold values that no row has.
     let mut admitted: Vec<Option<bool>> = vec![None; texts.len()];
@@ -334,39 +342,34 @@ fn streams_within(
         let (key, verdict) = verdict;
         keep.push(*verdict.get_or_insert_with(|| active.admit(id_of_json(texts.value(key)), max, now)));
     }
-    if keep.iter().all(|k| *k) {
-        return Ok(None);
-    }
-    filter_record_batch(batch, &BooleanArray::from(keep)).map(Some)
+    (!keep.iter().all(|k| *k)).then_some(keep)
 }
 
 /// The series that are admitted, with their points; `None`: all.
-fn series_within(
-    batch: &MetricBatch,
-    active: &mut Active,
-    max: usize,
-    now: Instant,
-) -> Result<Option<MetricBatch>, ArrowError> {
+fn series_within(batch: &MetricBatch, active: &mut Active, max: usize, now: Instant) -> Option<MetricBatch> {
     let ids = |rows: &RecordBatch| -> Vec<i64> {
         let column = rows.column_by_name("series_id").and_then(|c| c.as_primitive_opt::<Int64Type>());
         column.map(|c| c.values().to_vec()).unwrap_or_default()
     };
     let refused: HashSet<i64> = ids(&batch.series).into_iter().filter(|id| !active.admit(*id, max, now)).collect();
     if refused.is_empty() {
-        return Ok(None);
+        return None;
     }
-    let rest = |rows: &RecordBatch| without(rows, &ids(rows), &refused);
-    Ok(Some(MetricBatch {
-        series: rest(&batch.series)?,
-        samples: rest(&batch.samples)?,
-        histograms: rest(&batch.histograms)?,
-        exemplars: rest(&batch.exemplars)?,
-    }))
+    let rest = |rows: &RecordBatch| {
+        let keep: BooleanArray = ids(rows).iter().map(|id| Some(!refused.contains(id))).collect();
+        rows_of(rows, &keep)
+    };
+    Some(MetricBatch {
+        series: rest(&batch.series),
+        samples: rest(&batch.samples),
+        histograms: rest(&batch.histograms),
+        exemplars: rest(&batch.exemplars),
+    })
 }
 
-fn without<T: Eq + Hash>(rows: &RecordBatch, ids: &[T], out: &HashSet<T>) -> Result<RecordBatch, ArrowError> {
-    let keep: BooleanArray = ids.iter().map(|id| Some(!out.contains(id))).collect();
-    filter_record_batch(rows, &keep)
+/// `keep`: one a row.
+fn rows_of(rows: &RecordBatch, keep: &BooleanArray) -> RecordBatch {
+    filter_record_batch(rows, keep).expect("the mask is as long as the rows")
 }
 
 #[cfg(test)]
@@ -398,10 +401,10 @@ mod tests {
         let (tenant, start) = (TenantId::default_tenant(), Instant::now());
         let push = |at: u64, rows: usize| {
             let mut decoded = logs(&vec!["a"; rows]);
-            all.admit_at(start + Duration::from_millis(at), Protocol::Loki, &tenant, &mut decoded)
+            all.admit_at(start + Duration::from_millis(at), &tenant, &mut decoded)
         };
         push(0, 30).unwrap();
-        let e = push(0, 1).unwrap_err();
+        let e = push(0, 1).unwrap_err().failure(Protocol::Loki);
         assert_eq!((e.status.as_u16(), e.retry_after), (429, Some(Duration::from_millis(1100))));
         assert!(e.message.contains("10 rows per second"), "{}", e.message);
         push(1_000, 1).unwrap_err();
@@ -420,11 +423,11 @@ mod tests {
         );
         let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
         let now = Instant::now();
-        all.admit_at(now, Protocol::Ndjson, &a, &mut logs(&["x"; 9])).unwrap();
-        all.admit_at(now, Protocol::Ndjson, &a, &mut logs(&["x"])).unwrap_err();
-        all.admit_at(now, Protocol::Ndjson, &b, &mut logs(&["x"])).unwrap();
+        all.admit_at(now, &a, &mut logs(&["x"; 9])).unwrap();
+        all.admit_at(now, &a, &mut logs(&["x"])).unwrap_err();
+        all.admit_at(now, &b, &mut logs(&["x"])).unwrap();
         for _ in 0..3 {
-            all.admit_at(now, Protocol::Ndjson, &free, &mut logs(&["x"; 99])).unwrap();
+            all.admit_at(now, &free, &mut logs(&["x"; 99])).unwrap();
         }
     }
 
@@ -433,16 +436,16 @@ mod tests {
         let all = tenants(IngestLimits { streams_max: Some(2), ..IngestLimits::default() });
         let (tenant, start) = (TenantId::default_tenant(), Instant::now());
         let mut decoded = logs(&["a", "b", "c", "a", "c"]);
-        all.admit_at(start, Protocol::Loki, &tenant, &mut decoded).unwrap();
-        assert_eq!((decoded.accepted, decoded.batches[0].rows()), (3, 3));
+        let beyond = all.admit_at(start, &tenant, &mut decoded).unwrap();
+        assert_eq!((decoded.accepted, decoded.batches[0].rows(), beyond.logs), (3, 3, vec![2, 4]));
         assert_eq!(decoded.rejected.by_reason().collect::<Vec<_>>(), [(Reason::TenantLimit, 2)]);
         assert!(decoded.rejected.summary().contains("2 active streams"), "{}", decoded.rejected.summary());
         let mut decoded = logs(&["c"]);
-        all.admit_at(start, Protocol::Loki, &tenant, &mut decoded).unwrap();
+        all.admit_at(start, &tenant, &mut decoded).unwrap();
         assert!(decoded.batches.is_empty() && decoded.accepted == 0);
         // Streams that went quiet make room.
         let mut decoded = logs(&["c"]);
-        all.admit_at(start + ACTIVE_FOR, Protocol::Loki, &tenant, &mut decoded).unwrap();
+        all.admit_at(start + ACTIVE_FOR, &tenant, &mut decoded).unwrap();
         assert_eq!(decoded.accepted, 1);
         let mut text = String::new();
         all.render(&mut text);
@@ -459,7 +462,7 @@ mod tests {
         }
         let batches = vec![Data::Metrics(builder.finish())];
         let mut decoded = Decoded { batches, accepted: 5, ..Decoded::default() };
-        all.admit_at(Instant::now(), Protocol::OtlpHttp, &TenantId::default_tenant(), &mut decoded).unwrap();
+        all.admit_at(Instant::now(), &TenantId::default_tenant(), &mut decoded).unwrap();
         let Data::Metrics(m) = &decoded.batches[0] else { panic!("metrics stay metrics") };
         assert_eq!((m.series.num_rows(), m.samples.num_rows(), decoded.accepted), (1, 2, 2));
     }

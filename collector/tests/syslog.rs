@@ -1,7 +1,7 @@
 //! Syslog over real sockets, from plain ones to Debian's rsyslog: every message once, with its parts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::Write as _,
     net::{SocketAddr, TcpStream, UdpSocket},
     os::unix::net::{UnixDatagram, UnixStream},
@@ -16,7 +16,10 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, TimestampNanosecondType},
 };
-use collector::syslog::{Config, counters};
+use collector::{
+    syslog::{Config, counters},
+    tenants::{IngestLimits, Tenants},
+};
 use parking_lot::Mutex;
 use pipeline::{Data, DeliveryError, Output, Positions, Source as _, SourceContext, SourceError};
 use serde_json::{Value, json};
@@ -59,8 +62,11 @@ impl Running {
     }
 
     /// The first `unavailable` batches are refused for now.
-    async fn with(config: Value, mut unavailable: usize) -> Running {
-        let config: Config = serde_json::from_value(config).unwrap();
+    async fn with(config: Value, unavailable: usize) -> Running {
+        Self::launch(serde_json::from_value(config).unwrap(), unavailable).await
+    }
+
+    async fn launch(config: Config, mut unavailable: usize) -> Running {
         let built = config.build().unwrap();
         let bound = built.bound();
         let (out, mut queue) = Output::bounded(16, 64 << 20);
@@ -439,4 +445,37 @@ async fn what_logger_sends_is_read_with_its_structured_data() {
     let five = rows.iter().find(|r| r.body == "five").unwrap();
     assert_eq!(five.attrs["shop@1.part"], "a b");
     assert_eq!(s.end().await.len(), 3);
+}
+
+#[tokio::test]
+async fn the_limits_of_the_tenant_hold_rows_back_and_refuse_further_streams() {
+    let limits = IngestLimits {
+        rows_per_second: Some(5),
+        burst: Duration::from_secs(1),
+        streams_max: Some(2),
+        ..IngestLimits::default()
+    };
+    let limited = TenantId::parse("limited").unwrap();
+    let mut config: Config =
+        serde_json::from_value(json!({"tcp": "127.0.0.1:0", "tenant": "limited", "labels": {"service_name": "s"}}))
+            .unwrap();
+    config.tenants = Arc::new(Tenants::new(IngestLimits::default(), HashMap::from([(limited, limits)])));
+    let running = Running::launch(config, 0).await;
+    let mut socket = TcpStream::connect(running.tcp.unwrap()).unwrap();
+    let began = std::time::Instant::now();
+    // More than a second's worth, in one batch: it passes, and the next one waits for what is owed.
+    for n in 0..8 {
+        socket.write_all(format!("<13>1 - h app{} - - - first {n}\n", n % 4).as_bytes()).unwrap();
+    }
+    let first = running.rows(4).await;
+    assert!(first.iter().all(|r| ["app0", "app1"].map(Value::from).contains(&r.labels["app"])), "{first:?}");
+    socket.write_all(b"<13>1 - h app1 - - - later\n").unwrap();
+    let all = running.rows(5).await;
+    assert_eq!(all.last().unwrap().body, "later");
+    assert!(began.elapsed() > Duration::from_millis(700), "three rows are owed, at five a second");
+    let figures = running.figures();
+    assert!(figures.contains("collector_syslog_limited_total{source=\"s\"} 4"), "{figures}");
+    assert!(figures.contains("collector_syslog_delivered_total{source=\"s\"} 5"), "{figures}");
+    drop(socket);
+    running.end().await;
 }

@@ -64,6 +64,7 @@ struct File {
     tenants: tenants::Section,
     telemetry: FileTelemetry,
     storage: FileStorage,
+    elasticsearch: FileElastic,
     sources: BTreeMap<String, serde_json::Value>,
     transforms: BTreeMap<String, serde_json::Value>,
     sinks: BTreeMap<String, serde_json::Value>,
@@ -100,6 +101,14 @@ struct FileStorage {
     flush_age: Option<Span>,
     /// Attributes of logs and spans that get a column `a_<key>` of their own in the files, at most 64.
     promote: Vec<String>,
+}
+
+/// What Elasticsearch's shippers are told of us.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileElastic {
+    /// `8.11.0` by default; Beats before 8.0 refuse a server that is older than they are.
+    version: Option<String>,
 }
 
 /// Our own logs, metrics and traces.
@@ -142,6 +151,7 @@ pub struct Config {
     pub future_max: Option<Duration>,
     pub past_max: Option<Duration>,
     pub tenants: tenants::Checked,
+    pub elastic_version: Option<String>,
     pub telemetry: Settings,
     pub sources: BTreeMap<String, SourceConfig>,
     /// Names that transforms and sinks take from.
@@ -157,6 +167,15 @@ impl Config {
             _ => None,
         };
         self.sources.iter().filter_map(counters).collect()
+    }
+
+    /// Puts the sources that others send to under the limits of their tenants.
+    pub fn limit_tenants(&mut self, tenants: &Arc<collector::tenants::Tenants>) {
+        for source in self.sources.values_mut() {
+            if let SourceConfig::Syslog(c) = source {
+                c.tenants = tenants.clone();
+            }
+        }
     }
 }
 
@@ -284,6 +303,10 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
     if file.limits.disk_used_percent.is_some_and(|p| !(1..=100).contains(&p)) {
         found.push(at("limits.disk_used_percent", "expected 1 to 100".into()));
     }
+    if let Some(version) = file.elasticsearch.version.as_deref().filter(|v| !is_version(v)) {
+        let message = format!("`{version}` is no version such as 8.11.0");
+        found.push(at("elasticsearch.version", message));
+    }
     problems.append(&mut found);
     let sources = components(document, "sources", &file.sources, problems);
     let pipeline = PipelineConfig {
@@ -334,11 +357,18 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         future_max: file.limits.future.map(|s| s.0),
         past_max: file.limits.past.map(|s| s.0),
         tenants,
+        elastic_version: file.elasticsearch.version,
         telemetry,
         sources,
         named_inputs,
         pipeline,
     })
+}
+
+/// `major.minor.patch`: clients compare these numbers.
+fn is_version(text: &str) -> bool {
+    let number = |n: &str| n.len() <= 4 && n.parse::<u16>().is_ok_and(|v| v.to_string() == n);
+    text.split('.').count() == 3 && text.split('.').all(number)
 }
 
 /// Least time between two readings of our own metrics: each makes a few hundred rows.

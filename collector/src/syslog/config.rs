@@ -20,6 +20,7 @@ use storage::model::{Labels, TenantId};
 use tokio_rustls::TlsAcceptor;
 
 use super::{Syslog, TlsAcceptorBox, counters::Counters};
+use crate::tenants::Tenants;
 
 /// `type: syslog`. At least one of `tcp`, `udp`, `tls`, `unix` and `unix_stream` is given.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,6 +50,9 @@ pub struct Config {
     pub connections_max: usize,
     #[serde(skip)]
     pub counters: Arc<Counters>,
+    /// What its tenant may send.
+    #[serde(skip)]
+    pub tenants: Arc<Tenants>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -126,6 +130,7 @@ impl Config {
             message_bytes_max: self.message_bytes_max.clamp(480, 4 << 20),
             connections_max: self.connections_max.clamp(1, 65_536),
             counters: self.counters.clone(),
+            tenants: self.tenants.clone(),
         };
         let nowhere = syslog.tcp.is_none()
             && syslog.udp.is_none()

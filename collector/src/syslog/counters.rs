@@ -44,6 +44,8 @@ pub struct Counters {
     pub unparsed: AtomicU64,
     /// Times too far ahead, replaced by that of arrival.
     pub ahead: AtomicU64,
+    /// Rows of streams beyond what the tenant may have.
+    pub limited: AtomicU64,
     /// Connections that failed: broken TLS, reset by the peer.
     pub connection_errors: AtomicU64,
 }
@@ -75,7 +77,7 @@ pub fn render(sources: &[(String, std::sync::Arc<Counters>)], out: &mut String) 
                 writeln!(out, "collector_syslog_messages_total{{source=\"{name}\",transport=\"{transport}\"}} {n}");
         }
     }
-    let families: [Family; 8] = [
+    let families: [Family; 9] = [
         ("delivered", |c| &c.delivered),
         ("overrun", |c| &c.overrun),
         ("lost", |c| &c.lost),
@@ -83,6 +85,7 @@ pub fn render(sources: &[(String, std::sync::Arc<Counters>)], out: &mut String) 
         ("invalid_utf8", |c| &c.invalid_utf8),
         ("unparsed", |c| &c.unparsed),
         ("ahead", |c| &c.ahead),
+        ("limited", |c| &c.limited),
         ("connection_errors", |c| &c.connection_errors),
     ];
     for (family, counter) in families {

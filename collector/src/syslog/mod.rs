@@ -7,6 +7,9 @@
 //! has it. Syslog has no answers: a sender of a stream is held back by not being read, a datagram that finds no room in
 //! the queue is counted and gone. What is queued when the process is killed is lost.
 //!
+//! The limits of the tenant hold here too: beyond its rates rows wait (and senders with them, as far as they can), and rows
+//! of streams beyond its number of streams are counted and gone.
+//!
 //! # Labels of a record
 //! Stream labels: those of the configuration, `host` (the message's, else the peer's address, else this machine), `app`,
 //! `service_name` (by Loki's rule, so `app`). Structured metadata: `facility`, `pid`, `msgid`, `source_ip`, and of
@@ -38,6 +41,8 @@ pub use config::{Config, ConfigError, TlsConfig};
 use counters::{Counters, Transport};
 use receive::{Listener, Stream};
 
+use crate::tenants::Tenants;
+
 /// Messages waiting to become rows, and their bytes.
 const QUEUE_MESSAGES: usize = 16_384;
 const QUEUE_BYTES: usize = 16 << 20;
@@ -59,6 +64,7 @@ pub struct Syslog {
     message_bytes_max: usize,
     connections_max: usize,
     counters: Arc<Counters>,
+    tenants: Arc<Tenants>,
 }
 
 /// Addresses that were bound, for tests that ask for port 0.
@@ -128,7 +134,7 @@ impl Source for Syslog {
         }
         drop(queue);
         let _files = self.files;
-        let rows = rows::Rows::new(self.labels, self.tenant, self.utc_offset, self.counters);
+        let rows = rows::Rows::new(self.labels, self.tenant, self.utc_offset, self.counters, self.tenants);
         let mut work = std::pin::pin!(rows.deliver_all(messages, &ctx));
         loop {
             tokio::select! {

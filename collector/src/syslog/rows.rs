@@ -3,13 +3,14 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use pipeline::{
     Batch, Data, DeliveryError, SourceContext,
     codec::{
-        stream,
+        Decoded, stream,
         syslog::{Message, UtcOffset, parse},
     },
 };
@@ -18,6 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Raw, counters::Counters};
+use crate::tenants::Tenants;
 
 const BATCH_ROWS: usize = 4096;
 const BATCH_BYTES: usize = 1 << 20;
@@ -44,7 +46,8 @@ pub(super) struct Rows {
     labels: Labels,
     tenant: TenantId,
     offset: UtcOffset,
-    counters: std::sync::Arc<Counters>,
+    counters: Arc<Counters>,
+    tenants: Arc<Tenants>,
     node: String,
     streams: HashMap<String, Stream>,
     key: String,
@@ -58,12 +61,19 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub fn new(labels: Labels, tenant: TenantId, offset: UtcOffset, counters: std::sync::Arc<Counters>) -> Self {
+    pub fn new(
+        labels: Labels,
+        tenant: TenantId,
+        offset: UtcOffset,
+        counters: Arc<Counters>,
+        tenants: Arc<Tenants>,
+    ) -> Self {
         Rows {
             labels,
             tenant,
             offset,
             counters,
+            tenants,
             node: crate::node_name(),
             streams: HashMap::new(),
             key: String::new(),
@@ -169,7 +179,21 @@ impl Rows {
         self.batches += 1;
         let rows = std::mem::take(&mut self.rows);
         (self.bytes, self.since) = (0, None);
-        let mut batch = Batch::new(self.tenant.clone(), Data::Logs(self.builder.finish()));
+        let all = Data::Logs(self.builder.finish());
+        let mut decoded = Decoded { batches: vec![all], accepted: rows as u64, ..Decoded::default() };
+        while let Err(limited) = self.tenants.admit(&self.tenant, &mut decoded) {
+            tracing::debug!(source = ctx.name, reason = limited.message, "syslog waits");
+            if !self.pause(limited.retry_after, rows, ctx).await {
+                return false;
+            }
+        }
+        let Some(data) = decoded.batches.pop() else {
+            Counters::add(&self.counters.limited, rows);
+            return true;
+        };
+        Counters::add(&self.counters.limited, rows - data.rows());
+        let rows = data.rows();
+        let mut batch = Batch::new(self.tenant.clone(), data);
         // Handed over again after an unclear failure it is stored once.
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.nonce.to_le_bytes());
@@ -195,14 +219,21 @@ impl Rows {
                 }
                 Err(DeliveryError::Stopping) => RETRY_AFTER,
             };
-            tokio::select! {
-                () = ctx.stop.cancelled() => {
-                    Counters::add(&self.counters.lost, rows);
-                    tracing::warn!(source = ctx.name, rows, "stopped before the rows could be delivered");
-                    return false;
-                }
-                () = tokio::time::sleep(wait) => {}
+            if !self.pause(wait, rows, ctx).await {
+                return false;
             }
+        }
+    }
+
+    /// `false`: the pipeline is stopping, and so many rows are lost.
+    async fn pause(&self, wait: Duration, rows: usize, ctx: &SourceContext) -> bool {
+        tokio::select! {
+            () = ctx.stop.cancelled() => {
+                Counters::add(&self.counters.lost, rows);
+                tracing::warn!(source = ctx.name, rows, "stopped before the rows could be delivered");
+                false
+            }
+            () = tokio::time::sleep(wait) => true,
         }
     }
 }

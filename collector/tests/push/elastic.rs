@@ -1,15 +1,19 @@
 //! Elasticsearch bulk over HTTP: the handshakes, and the exact text of answers.
 
-use std::{path::Path, process::Command};
+use std::{collections::HashMap, path::Path, process::Command, sync::Arc};
 
-use axum::routing::get;
+use axum::{body::Body, routing::get};
 use collector::{
-    elastic,
+    PushConfig, elastic,
     listen::{self, ListenLimits},
+    tenants::{IngestLimits, Tenants},
 };
+use http::{Method, Request};
+use http_body_util::BodyExt as _;
 use storage::model::Table;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use crate::fixture::Fixture;
 
@@ -99,6 +103,88 @@ async fn broken_framing_and_strange_types_are_refused_whole() {
     assert!(answer.text().ends_with("\"errors\":false,\"items\":[]}"), "{}", answer.text());
 }
 
+#[tokio::test]
+async fn documents_beyond_a_tenants_streams_are_told_and_the_others_are_stored() {
+    let limits = IngestLimits { streams_max: Some(2), ..IngestLimits::default() };
+    let tenants = Arc::new(Tenants::new(limits, HashMap::new()));
+    let f = Fixture::with(PushConfig { tenants, ..PushConfig::default() }).await;
+    let mut body = String::new();
+    for (index, document) in [
+        ("a", "{\"message\":\"1\"}"),
+        ("b", "{\"message\":\"2\"}"),
+        ("c", "{\"message\":\"3\"}"),
+        ("a", "{"),
+        ("a", "{\"message\":\"5\"}"),
+        ("d", "{\"message\":\"6\"}"),
+        ("b", "{\"message\":\"7\"}"),
+    ] {
+        body += &format!(
+            "{{\"create\":{{\"_index\":\"{index}\"}}}}\n{document}\n{{\"delete\":{{\"_index\":\"a\",\"_id\":\"1\"}}}}\n"
+        );
+    }
+    let answer = f.post("/_bulk", &[NDJSON], body).await.json();
+    let items = answer["items"].as_array().unwrap();
+    let told: Vec<&serde_json::Value> = items.iter().filter_map(|i| i.get("create")).collect();
+    let statuses: Vec<u64> = told.iter().map(|c| c["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [201, 201, 400, 400, 201, 400, 201], "{answer}");
+    assert!(told[2]["error"]["reason"].as_str().unwrap().contains("2 active streams"), "{answer}");
+    assert!(items.iter().filter_map(|i| i.get("delete")).all(|d| d["status"] == 404), "{answer}");
+    let mut bodies = f.column(Table::Logs, "body").await;
+    bodies.sort();
+    assert_eq!(bodies, ["1", "2", "5", "7"]);
+}
+
+#[tokio::test]
+async fn whatever_a_shipper_asks_for_the_answer_says_who_we_are() {
+    let f = Fixture::with(PushConfig { elastic_version: "8.19.2".into(), ..PushConfig::default() }).await;
+    let ask = |method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let router = f.router.clone();
+        async move { router.oneshot(request).await.unwrap() }
+    };
+    for (method, path, status) in [
+        ("HEAD", "/elasticsearch/", 200),
+        ("HEAD", "/elasticsearch/filebeat-8.11.0", 200),
+        ("PUT", "/elasticsearch/%3Clogstash-%7Bnow%2Fd%7D-000001%3E", 200),
+        ("GET", "/_license", 200),
+        ("GET", "/_cluster/health", 200),
+        ("HEAD", "/_index_template/filebeat-8.11.0", 200),
+        ("PUT", "/_ilm/policy/logstash-policy", 200),
+        ("HEAD", "/_alias/logstash", 200),
+        ("GET", "/_bulk", 405),
+        ("POST", "/elasticsearch/_msearch", 404),
+    ] {
+        let answer = ask(method, path).await;
+        assert_eq!(answer.status(), status, "{method} {path}");
+        assert_eq!(answer.headers()["x-elastic-product"], "Elasticsearch", "{method} {path}");
+        if status == 404 {
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(
+                (&json["status"], &json["error"]["type"]),
+                (&404.into(), &"resource_not_found_exception".into())
+            );
+        }
+    }
+    let body = ask("GET", "/elasticsearch/").await.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("\"number\":\"8.19.2\""));
+    // At the top, where names may be anything: what no route takes.
+    for (method, path, status) in [
+        (Method::HEAD, "/filebeat-8.11.0", Some(200)),
+        (Method::PUT, "/logs-app", Some(200)),
+        (Method::GET, "/logs-app", None),
+        (Method::HEAD, "/", None),
+        (Method::HEAD, "/static/logo.svg", None),
+        (Method::POST, "/_msearch", Some(404)),
+        (Method::GET, "/_cat/indices", Some(404)),
+        (Method::GET, "/elasticsearch/logs/_search", Some(404)),
+    ] {
+        let answer = elastic::fallback(&method, path);
+        assert_eq!(answer.as_ref().map(|a| a.status().as_u16()), status, "{method} {path}");
+        assert!(answer.is_none_or(|a| a.headers().contains_key("x-elastic-product")));
+    }
+}
+
 #[test]
 fn a_shipper_is_told_from_a_browser() {
     let asks = |name: &'static str, value: &'static str| {
@@ -126,7 +212,7 @@ async fn documents_of_the_official_client_are_stored_once_and_bad_ones_told() {
     let f = Fixture::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let router = f.router.clone().route("/", get(|| std::future::ready(elastic::about())));
+    let router = f.router.clone().route("/", get(|| std::future::ready(elastic::root(elastic::VERSION))));
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(listen::serve(listener, router, ListenLimits::default(), stop.clone()));
     for (base, index) in [("", "top"), ("/elasticsearch", "below")] {
