@@ -35,6 +35,8 @@ const JSON: &str = "application/json";
 const NDJSON: &str = "/ingest/ndjson?time_field=ts&message_field=msg&stream_fields=app";
 const REMOTE_WRITE: &str = "/api/v1/write";
 const LOKI: &str = "/loki/api/v1/push";
+const IMPORT: &str = "/api/v1/import";
+const SQL: &str = "/api/v1/sql";
 const BULK: &str = "/logs-app/_bulk";
 
 const INVALID_ARGUMENT: u16 = 3;
@@ -294,7 +296,9 @@ fn a_compression_bomb_is_413_within_a_second_and_costs_at_most_twice_the_cap() {
         ("/v1/traces", PROTOBUF),
         (LOKI, JSON),
         (NDJSON, JSON),
+        (IMPORT, JSON),
         (BULK, "application/x-ndjson"),
+        ("/elasticsearch/_bulk", JSON),
     ];
     let mut bombs: Vec<(&str, &str, &str, &[u8])> = Vec::new();
     for (path, media) in routes {
@@ -374,10 +378,11 @@ fn many_compression_bombs_at_once_stay_within_the_memory_limit() {
 fn a_body_over_the_limit_is_413_before_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--no-collect"]);
-    for path in ["/v1/logs", LOKI, NDJSON] {
+    for path in ["/v1/logs", LOKI, NDJSON, IMPORT, BULK, REMOTE_WRITE] {
         let mut stream = TcpStream::connect(server.http).unwrap();
+        let media = if path == REMOTE_WRITE { PROTOBUF } else { JSON };
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {}\r\n\r\n{{",
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {media}\r\nContent-Length: {}\r\n\r\n{{",
             200 << 20
         );
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -386,6 +391,84 @@ fn a_body_over_the_limit_is_413_before_it_is_read() {
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 413", "{path}");
     }
+    assert_alive(&server);
+}
+
+#[test]
+fn sql_that_is_too_long_too_deep_or_no_sql_is_400_and_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--no-collect"]);
+    let ask = |body: &[u8]| post(server.http, SQL, &[("Content-Type", JSON)], body);
+    assert_eq!(ask(b"{\"query\": \"select 1\"}").status, 200);
+    let query = |text: &str| serde_json::json!({ "query": text }).to_string().into_bytes();
+    let deep = |open: &str, close: &str| query(&format!("select {}1{}", open.repeat(50_000), close.repeat(50_000)));
+    let bodies = [
+        b"{".to_vec(),
+        b"{\"query\": 7}".to_vec(),
+        b"{\"query\": \"select 1\", \"x\": 1}".to_vec(),
+        [&b"{\"query\": \"select "[..], &[0xff], b"\"}"].concat(),
+        query(""),
+        query("drop table logs"),
+        query("select * from '/etc/passwd'"),
+        query("copy logs to '/tmp/x'"),
+        deep("(", ")"),
+        deep("(select ", ")"),
+        deep("- ", ""),
+        deep("not ", ""),
+        deep("case when 1=1 then ", " end"),
+        query(&format!("select {}", vec!["1"; 100_000].join("+"))),
+        format!("{{\"query\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes(),
+        query(&"x".repeat(900_000)),
+    ];
+    let before = memory(&server, "VmRSS");
+    forget_peak(&server);
+    for body in bodies {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
+        let answer = ask(&body);
+        let json = answer.json();
+        assert_eq!(
+            (answer.status, &json["status"], &json["errorType"]),
+            (400, &"error".into(), &"bad_data".into()),
+            "{shown}: {json}"
+        );
+        assert!(!json["error"].as_str().unwrap().is_empty(), "{shown}");
+    }
+    // Whether one who sends on and on reads the refusal depends on when the connection ends.
+    let giant = query(&"x".repeat(64 << 20));
+    let told = super::client::Client::new(server.http).send("POST", SQL, &[("Content-Type", JSON)], &giant);
+    assert!(told.as_ref().map_or(true, |a| a.status == 400), "{told:?}");
+    let rise = memory(&server, "VmHWM").saturating_sub(before);
+    assert!(rise <= INFLATED_MAX, "took {} MiB", rise >> 20);
+    assert_alive(&server);
+}
+
+#[test]
+fn syslog_without_end_or_sense_takes_no_memory_and_no_neighbour() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, config) = (dir.path().join("syslog"), dir.path().join("syslog.yaml"));
+    std::fs::write(&config, format!("sources: {{s: {{type: syslog, unix_stream: {}}}}}\n", socket.display()))
+        .unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--no-collect", "--config", &config.to_string_lossy()]);
+    let before = memory(&server, "VmRSS");
+    forget_peak(&server);
+    let endless = vec![b'x'; 32 << 20];
+    let binary: Vec<u8> = (0..8u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let counted = [b"9999999 <13>".as_slice(), &[b'y'; 1 << 20]].concat();
+    for body in
+        [&endless[..], &binary, &counted, b"999999999999999999999 <1>x\n", b"<999>1 \n<>\n\0\0<13>1 - - - - - [\n"]
+    {
+        use std::os::unix::net::UnixStream;
+        UnixStream::connect(&socket).unwrap().write_all(body).unwrap();
+        let mark = format!("after-{}", now_ns());
+        UnixStream::connect(&socket).unwrap().write_all(format!("<13>1 - - {mark} - - - here\n").as_bytes()).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while lines(&server, &mark).is_empty() {
+            assert!(Instant::now() < end, "the neighbour of {:?} is not there", &body[..20]);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let rise = memory(&server, "VmHWM").saturating_sub(before);
+    assert!(rise <= 2 * INFLATED_MAX, "took {} MiB", rise >> 20);
     assert_alive(&server);
 }
 

@@ -5,21 +5,16 @@ use std::{
     process::Command,
 };
 
-use super::{client::encode, server::Server, skip::skipped};
+use super::{
+    client::encode,
+    server::Server,
+    skip::{node_modules, run, skipped},
+};
 
 const LINES: usize = 12;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("collector/bin/e2e").join(name)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    match command.output() {
-        // Both clients tell of a push that failed on standard error.
-        Ok(out) if out.status.success() && out.stderr.is_empty() => Ok(()),
-        Ok(out) => Err(format!("{command:?}: {} {}", out.status, String::from_utf8_lossy(&out.stderr).trim_end())),
-        Err(e) => Err(format!("{command:?}: {e}")),
-    }
 }
 
 /// Every line, once, under the labels its client gives it.
@@ -53,29 +48,9 @@ fn lines_of_python_logging_loki_come_back() {
     check(&server, "python", |n| format!("python line {n} \"quoted\" ü\nsecond"));
 }
 
-/// The folder of winston-loki: the one `NODE_PATH` names, else one set up beside the build.
-fn node_modules() -> Result<PathBuf, String> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("loki-clients");
-    let has = |path: &Path| {
-        let require = "require('winston-loki'); require('winston')";
-        run(Command::new("node").args(["-e", require]).env("NODE_PATH", path)).is_ok()
-    };
-    if let Some(path) = std::env::var_os("NODE_PATH").map(PathBuf::from).filter(|p| has(p)) {
-        return Ok(path);
-    }
-    let modules = folder.join("node_modules");
-    if !has(&modules) {
-        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
-        let packages = ["winston@3", "winston-loki@6"];
-        let install = ["install", "--silent", "--no-audit", "--no-fund"];
-        run(Command::new("npm").current_dir(&folder).args(install).args(packages))?;
-    }
-    if has(&modules) { Ok(modules) } else { Err("winston-loki cannot be loaded".to_owned()) }
-}
-
 #[test]
 fn lines_of_winston_loki_come_back_from_json_and_protobuf() {
-    let modules = match node_modules() {
+    let modules = match node_modules("loki-clients", &["winston@3", "winston-loki@6"]) {
         Ok(path) => path,
         Err(missing) => return skipped("Loki's client from npm", &missing),
     };

@@ -1,4 +1,4 @@
-//! The OpenTelemetry SDK for Python, as its users have it, over gRPC and over HTTP: every record comes back through the
+//! The OpenTelemetry SDKs for Python and JavaScript, as their users have them, over gRPC and over HTTP: every record comes back through the
 //! three read APIs with its values.
 
 use std::{
@@ -9,7 +9,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{client::encode, server::Server, skip::skipped};
+use super::{
+    client::encode,
+    server::Server,
+    skip::{node_modules, skipped},
+};
 
 const PACKAGES: [&str; 3] =
     ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-http"];
@@ -39,10 +43,38 @@ fn python() -> Result<PathBuf, String> {
     Ok(python)
 }
 
+/// The parts that are not declared stable by now change between their versions.
+const MODULES: [&str; 12] = [
+    "@opentelemetry/api@1",
+    "@opentelemetry/api-logs@0.223",
+    "@opentelemetry/resources@2",
+    "@opentelemetry/sdk-logs@0.223",
+    "@opentelemetry/sdk-metrics@2",
+    "@opentelemetry/sdk-trace-base@2",
+    "@opentelemetry/exporter-logs-otlp-proto@0.223",
+    "@opentelemetry/exporter-metrics-otlp-proto@0.223",
+    "@opentelemetry/exporter-trace-otlp-proto@0.223",
+    "@opentelemetry/exporter-logs-otlp-grpc@0.223",
+    "@opentelemetry/exporter-metrics-otlp-grpc@0.223",
+    "@opentelemetry/exporter-trace-otlp-grpc@0.223",
+];
+
+/// A client's command, up to the protocol.
+fn python_client(python: &Path) -> Command {
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/collector/bin/e2e/otel_client.py"));
+    command
+}
+
+fn node_client(modules: &Path) -> Command {
+    let mut command = Command::new("node");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/collector/bin/e2e/otel_client.js")).env("NODE_PATH", modules);
+    command
+}
+
 /// What the client says must be found.
-fn send(python: &Path, protocol: &str, endpoint: &str, service: &str) -> Value {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/collector/bin/e2e/otel_client.py");
-    let out = Command::new(python).args([script, protocol, endpoint, service]).output().unwrap();
+fn send(mut client: Command, protocol: &str, endpoint: &str, service: &str) -> Value {
+    let out = client.args([protocol, endpoint, service]).output().unwrap();
     let problems = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{problems}");
     // The exporters write a line for each request they had to give up.
@@ -58,10 +90,23 @@ fn what_the_sdk_sends_over_grpc_and_http_comes_back_whole_before_and_after_a_kil
         Ok(p) => p,
         Err(missing) => return skipped("the OpenTelemetry SDK", &missing),
     };
+    comes_back_whole(|| python_client(&python));
+}
+
+#[test]
+fn what_the_javascript_sdk_sends_over_grpc_and_http_comes_back_whole_before_and_after_a_kill() {
+    let modules = match node_modules("opentelemetry-js", &MODULES) {
+        Ok(path) => path,
+        Err(missing) => return skipped("the OpenTelemetry SDK for JavaScript", &missing),
+    };
+    comes_back_whole(|| node_client(&modules));
+}
+
+fn comes_back_whole(client: impl Fn() -> Command) {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path(), &["--no-collect"]);
-    let grpc = send(&python, "grpc", &server.otlp_grpc.to_string(), "sdk-grpc");
-    let http = send(&python, "http", &format!("http://{}", server.otlp_http), "sdk-http");
+    let grpc = send(client(), "grpc", &server.otlp_grpc.to_string(), "sdk-grpc");
+    let http = send(client(), "http", &format!("http://{}", server.otlp_http), "sdk-http");
     for round in 0..2 {
         for (sent, service) in [(&grpc, "sdk-grpc"), (&http, "sdk-http")] {
             logs_are_there(&server, sent, service);

@@ -1,7 +1,12 @@
 //! Odd values against every push protocol: one record with the value between two good ones. The good ones are kept
 //! whatever becomes of it, and what becomes of it is what this table says.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    io::Write as _,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use opentelemetry_proto::tonic::{
     collector::{
@@ -49,11 +54,11 @@ struct Odd {
     /// Nanoseconds since the epoch; `None`: now.
     ts: Option<i64>,
     value: f64,
-    fates: [Fate; 8],
+    fates: [Fate; 9],
 }
 
 /// In the order of the fates.
-const PROTOCOLS: [&str; 8] = [
+const PROTOCOLS: [&str; 9] = [
     "OTLP logs",
     "OTLP traces",
     "OTLP metrics",
@@ -62,7 +67,14 @@ const PROTOCOLS: [&str; 8] = [
     "NDJSON",
     "remote write",
     "Elasticsearch bulk",
+    "syslog",
 ];
+
+fn with_syslog(all: Fate, syslog: Fate) -> [Fate; 9] {
+    let mut fates = [all; 9];
+    fates[8] = syslog;
+    fates
+}
 
 fn cases(now: i64) -> Vec<Odd> {
     let plain = |name, fates| Odd { name, labels: vec![], ts: None, value: 1.0, fates };
@@ -71,24 +83,32 @@ fn cases(now: i64) -> Vec<Odd> {
     let at = |name, ts, fates| Odd { ts: Some(ts), ..plain(name, fates) };
     let many = |n: usize| (0..n).map(|i| (format!("k{i}"), "v".to_owned())).collect();
     vec![
-        plain("nothing odd", [Kept; 8]),
-        labelled("UTF-8 fault", BROKEN, [Refused, Refused, Refused, Whole, Refused, Refused, Silent, Refused]),
-        labelled("NUL", "a\0b", [Kept; 8]),
-        labelled("1 MiB label", &"x".repeat(1 << 20), [Kept, Kept, Kept, Refused, Refused, Kept, Refused, Kept]),
+        plain("nothing odd", [Kept; 9]),
+        labelled("UTF-8 fault", BROKEN, [Refused, Refused, Refused, Whole, Refused, Refused, Silent, Refused, Kept]),
+        labelled("NUL", "a\0b", [Kept; 9]),
+        labelled(
+            "1 MiB label",
+            &"x".repeat(1 << 20),
+            [Kept, Kept, Kept, Refused, Refused, Kept, Refused, Kept, Kept],
+        ),
         Odd {
             labels: vec![("odd".into(), "1".into()), ("odd".into(), "2".into())],
-            ..plain("duplicate label", [Kept, Kept, Kept, Kept, Kept, Kept, Silent, Kept])
+            ..plain("duplicate label", [Kept, Kept, Kept, Kept, Kept, Kept, Silent, Kept, Kept])
         },
-        at("just after the epoch", 1_000_000, [Kept; 8]),
-        at("a day ahead", now + DAY, [Refused; 8]),
-        at("the end of time", i64::MAX, [Refused; 8]),
-        Odd { value: f64::NAN, ..plain("NaN", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused]) },
+        at("just after the epoch", 1_000_000, [Kept; 9]),
+        // Syslog has no way to refuse: such a record gets the time of its arrival.
+        at("a day ahead", now + DAY, with_syslog(Refused, Kept)),
+        at("the end of time", i64::MAX, with_syslog(Refused, Kept)),
+        Odd { value: f64::NAN, ..plain("NaN", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused, NoWay]) },
         Odd {
             value: f64::from_bits(0x7ff8_dead_beef_0001),
-            ..plain("NaN with a payload", [Kept, Kept, Kept, NoWay, NoWay, NoWay, Kept, NoWay])
+            ..plain("NaN with a payload", [Kept, Kept, Kept, NoWay, NoWay, NoWay, Kept, NoWay, NoWay])
         },
-        Odd { value: f64::INFINITY, ..plain("infinity", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused]) },
-        Odd { labels: many(100_000), ..plain("100,000 attributes", [Refused; 8]) },
+        Odd {
+            value: f64::INFINITY,
+            ..plain("infinity", [Kept, Kept, Kept, NoWay, NoWay, Refused, Kept, Refused, NoWay])
+        },
+        Odd { labels: many(100_000), ..plain("100,000 attributes", with_syslog(Refused, Kept)) },
     ]
 }
 
@@ -304,6 +324,18 @@ fn remote_write(service: &str, records: &[Record]) -> Vec<u8> {
     WriteRequest { timeseries }.encode_to_vec()
 }
 
+/// Each message with its count ahead; what a cut leaves of it tells its name all the same.
+fn syslog(service: &str, records: &[Record]) -> Vec<u8> {
+    let message = |r: &Record| {
+        let time = chrono::DateTime::from_timestamp_nanos(r.ts).to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        let pairs: String = r.labels.iter().map(|(k, v)| format!(" {k}={}", quoted(v))).collect();
+        let data = if pairs.is_empty() { "-".to_owned() } else { format!("[odd{pairs}]") };
+        let message = format!("<13>1 {time} - {service} - {} {data} {}", r.mark, r.mark).replace("\\u0000", "\0");
+        format!("{} {message}", message.len()).into_bytes()
+    };
+    records.iter().flat_map(message).collect()
+}
+
 fn with_fault(mut bytes: Vec<u8>) -> Vec<u8> {
     if let Some(at) = bytes.windows(BROKEN.len()).position(|w| w == BROKEN.as_bytes()) {
         bytes[at] = 0xff;
@@ -329,7 +361,11 @@ fn found(server: &Server, protocol: usize, service: &str, trace: u64, marks: &[S
                 has(format!("/api/v1/query?time={at}&query={}", encode(&format!("{{__name__=\"{mark}\"}}"))), mark)
             }
             _ => {
-                let (start, end) = (ts.saturating_sub(1_000_000), ts.saturating_add(1_000_000));
+                let (start, end) = match protocol {
+                    // Whatever becomes of its time, it must not be ahead.
+                    8 => ((*ts.min(&times[0]) - DAY / 24).max(0), *ts.min(&times[0]) + DAY / 24),
+                    _ => (ts.saturating_sub(1_000_000), ts.saturating_add(1_000_000)),
+                };
                 let selector = encode(&format!("{{service_name=\"{service}\"}}"));
                 let path = format!("/loki/api/v1/query_range?query={selector}&limit=100&start={start}&end={end}");
                 has(path, mark)
@@ -338,8 +374,33 @@ fn found(server: &Server, protocol: usize, service: &str, trace: u64, marks: &[S
         .collect()
 }
 
+/// Through the socket of the source; waits until all of it is stored.
+fn send_syslog(server: &Server, socket: &Path, body: &[u8], records: usize) {
+    let delivered = || {
+        let text = server.get("/metrics").text();
+        let line = text.lines().find(|l| l.starts_with("collector_syslog_delivered_total{source=\"odd\"} "));
+        line.and_then(|l| l.rsplit_once(' ')?.1.parse::<usize>().ok()).expect("the source counts")
+    };
+    let before = delivered();
+    UnixStream::connect(socket).unwrap().write_all(body).unwrap();
+    for _ in 0..1000 {
+        if delivered() == before + records {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{} of {records} messages are there", delivered() - before);
+}
+
 /// The status, and how many records the sender was told were refused.
-fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[Record]) -> (u16, i64) {
+fn send(
+    server: &Server,
+    socket: &Path,
+    protocol: usize,
+    service: &str,
+    trace: u64,
+    records: &[Record],
+) -> (u16, i64) {
     const PROTOBUF: &str = "application/x-protobuf";
     let body = with_fault(match protocol {
         0 => otlp_logs(service, records),
@@ -349,8 +410,13 @@ fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[
         4 => loki_protobuf(service, records),
         5 => ndjson(service, records),
         6 => remote_write(service, records),
-        _ => bulk(service, records),
+        7 => bulk(service, records),
+        _ => syslog(service, records),
     });
+    if protocol == 8 {
+        send_syslog(server, socket, &body, records.len());
+        return (200, 0);
+    }
     let body = if matches!(protocol, 4 | 6) { snap::raw::Encoder::new().compress_vec(&body).unwrap() } else { body };
     let (path, media) = match protocol {
         0 => ("/v1/logs", PROTOBUF),
@@ -391,7 +457,10 @@ fn send(server: &Server, protocol: usize, service: &str, trace: u64, records: &[
 #[test]
 fn an_odd_value_gets_its_documented_answer_and_costs_its_neighbours_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &["--no-collect"]);
+    let (socket, config) = (dir.path().join("syslog"), dir.path().join("odd.yaml"));
+    std::fs::write(&config, format!("sources: {{odd: {{type: syslog, unix_stream: {}}}}}\n", socket.display()))
+        .unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--no-collect", "--config", &config.to_string_lossy()]);
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
     let mut wrong = Vec::new();
     for (c, case) in cases(now).iter().enumerate() {
@@ -408,7 +477,7 @@ fn an_odd_value_gets_its_documented_answer_and_costs_its_neighbours_nothing() {
                     value: (i == 1).then_some(case.value),
                 })
                 .collect();
-            let (status, refused) = send(&server, p, &service, trace, &records);
+            let (status, refused) = send(&server, &socket, p, &service, trace, &records);
             let kept = found(&server, p, &service, trace, &marks, &times);
             let fate = match (kept.as_slice(), refused, status) {
                 ([true, true, true], 0, 200 | 204) => Some(Kept),
