@@ -98,6 +98,15 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let elastic_version = push.elastic_version.clone();
     config.limit_tenants(&tenants);
     let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
+    let queries = query::QueryConfig {
+        limits: query_limits,
+        about: query::http::prometheus::About {
+            config: std::mem::take(&mut config.shown),
+            memory_bytes: memory as u64,
+        },
+        origins: query::http::cross_origin::Origins::of(std::mem::take(&mut config.allowed_origins)),
+        ..query::QueryConfig::default()
+    };
     let syslogs = config.syslog_counters();
     let (builder, found) = plan_pipeline(config, memory).await?;
     let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
@@ -128,7 +137,6 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         elastic_version,
     });
     let (writes, grpc_writes) = push_and_grpc_routers(push, out);
-    let queries = query::QueryConfig { limits: query_limits, ..query::QueryConfig::default() };
     let reads = query::router(queries, store.clone());
     let all = Router::new()
         .merge(own_routes::routes(own.clone()))

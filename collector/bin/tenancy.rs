@@ -47,6 +47,9 @@ enum Signal {
 const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
 
+/// A remote read request (snappy, protobuf) for streamed chunks of all series from 1970 to 2109.
+const EVERYTHING: &str = "\x0c\x2c\x0a\x08\x10\u{80}\u{80}\u{80}\x01\x10\x01";
+
 fn read(url: &'static str) -> Case {
     Case::Read { url, body: None }
 }
@@ -166,6 +169,8 @@ fn cases() -> Vec<(&'static str, Vec<Case>)> {
             }],
         ),
         ("/api/v1/admin/backup", vec![Case::Operator]),
+        ("/federate", vec![read("/federate?match[]={__name__=~%22.%2B%22}")]),
+        ("/prometheus/federate", vec![read("/prometheus/federate?match[]={__name__=~%22.%2B%22}")]),
         ("/loki/api/v1/drilldown-limits", same("/loki/api/v1/drilldown-limits")),
         ("/loki/api/v1/format_query", same("/loki/api/v1/format_query?query={a=%22b%22}")),
         ("/loki/api/v1/status/buildinfo", same("/loki/api/v1/status/buildinfo")),
@@ -197,6 +202,12 @@ fn cases() -> Vec<(&'static str, Vec<Case>)> {
         "/status/flags" => |b| same(at(b, "/status/flags")),
         "/status/config" => |b| same(at(b, "/status/config")),
         "/status/runtimeinfo" => |b| same(at(b, "/status/runtimeinfo")),
+        "/status/tsdb" => |b| vec![read(at(b, "/status/tsdb"))],
+        "/status/walreplay" => |b| same(at(b, "/status/walreplay")),
+        "/features" => |b| same(at(b, "/features")),
+        "/format_query" => |b| same(at(b, "/format_query?query=up")),
+        "/parse_query" => |b| same(at(b, "/parse_query?query=up")),
+        "/read" => |b| vec![Case::Read { url: at(b, "/read"), body: Some(("application/x-protobuf", EVERYTHING)) }],
         "/rules" => |b| same(at(b, "/rules")),
         "/alerts" => |b| same(at(b, "/alerts")),
         "/targets" => |b| same(at(b, "/targets")),

@@ -10,6 +10,27 @@ pub const POINTS_PER_SERIES_MAX: i64 = 11_000;
 /// `match[]` parameters of one request.
 pub const MATCHES_MAX: usize = 200;
 
+/// Bytes of a remote read request, compressed and not.
+pub const READ_REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Remote reads at work at the same time; the others wait for their turn until their deadline.
+pub const READS_CONCURRENT_MAX: usize = 10;
+
+/// Bytes of a remote read answer of samples, before compression: it is one message. Streamed chunks have no such bound.
+pub const READ_ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Points that a remote read holds at a time.
+pub const READ_GROUP_POINTS: usize = 1_000_000;
+
+/// Series that a remote read or a federation reads together.
+pub const READ_GROUP_SERIES_MAX: usize = 20_000;
+
+/// Bytes of chunks in one frame of a streamed remote read. Source: Prometheus' `remote_read_bytes_in_frame`.
+pub const READ_FRAME_BYTES: usize = 1 << 20;
+
+/// Bytes of an answer of `/federate`.
+pub const FEDERATE_ANSWER_BYTES_MAX: usize = 256 << 20;
+
 /// Spans of one trace that an answer may hold; a bound on memory, far above any trace seen.
 pub const TRACE_SPANS_MAX: usize = 2_000_000;
 

@@ -79,7 +79,11 @@ impl Apis {
         });
         let body = String::from_utf8_lossy(&body);
         assert!(status != 500 && status != 502, "{path}: {status} {body}");
-        if status == 200 { format!("200 {}", body.len().ilog2()) } else { format!("{status} {}", outline(&body)) }
+        if status == 200 {
+            format!("200 {}", body.len().max(1).ilog2())
+        } else {
+            format!("{status} {}", outline(&body))
+        }
     }
 }
 
@@ -122,6 +126,14 @@ fn promql() {
     ];
     run(MANIFEST, Target { name: "promql", seeds, words: &words }, |input| {
         let input = &input[..input.len().min(QUERY_BYTES_MAX)];
+        let text = String::from_utf8_lossy(input);
+        if let Ok(expr) = query::promql::parse(&text) {
+            // What is printed reads as the same.
+            let printed = query::promql::print::pretty(&text, &expr);
+            let again = query::promql::parse(&printed)
+                .unwrap_or_else(|e| panic!("{text:?}: {printed:?} does not parse: {e}"));
+            assert_eq!(query::promql::print::pretty(&printed, &again), printed, "{text:?}");
+        }
         let instant = apis.ask("/api/v1/query?time=300", input);
         let range = apis.ask("/api/v1/query_range?start=0&end=600&step=60", input);
         format!("{instant} {range}")
@@ -231,4 +243,43 @@ fn sql_texts_and_bodies() {
     ];
     let words = ["\"query\":", "\"format\":\"arrow\"", "null", "{", "[", "-1", "1e999", "\"\\ud800\"", "\"start\":"];
     run(MANIFEST, Target { name: "sql_request", seeds, words: &words }, |input| ask(input.to_vec()));
+}
+
+#[test]
+fn remote_reads() {
+    let apis = apis();
+    // Queries 1 {start 1, end 2, matchers 3 {type 1, name 2, value 3}}, response types 2.
+    let matcher = b"\x1a\x11\x08\x00\x12\x08__name__\x1a\x07m_total";
+    let streamed: Vec<u8> =
+        [&b"\x0a\x19\x08\x00\x10\xe0\xa7\x12"[..], &matcher[..], &b"\x12\x02\x01\x00"[..]].concat();
+    let regex = b"\x0a\x14\x08\x00\x10\xe0\xa7\x12\x1a\x0c\x08\x02\x12\x03job\x1a\x03a.*".to_vec();
+    let words = ["\x0a\x02\x10\x7f", "\x10\x01", "\x10\x00", "\x08\x03", "m_total", "(?:", "\x1a\x00"];
+    run(MANIFEST, Target { name: "remote_read", seeds: vec![streamed, regex, Vec::new()], words: &words }, |input| {
+        let post = |body: Vec<u8>| Request::post("/api/v1/read").body(Body::from(body)).unwrap();
+        let bare = apis.told("read", post(input.to_vec()));
+        let packed = snap::raw::Encoder::new().compress_vec(input).unwrap();
+        format!("{bare} {}", apis.told("read", post(packed)))
+    });
+}
+
+#[test]
+fn federations() {
+    let apis = apis();
+    let seeds = vec![
+        b"text/plain;version=0.0.4;q=0.5,*/*;q=0.1\n{__name__=~\"m.*\",job!=\"x\"}".to_vec(),
+        b"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8\nm_total".to_vec(),
+        b"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\n{\"a.b\"}"
+            .to_vec(),
+    ];
+    let words =
+        [";q=", ";escaping=dots", ";escaping=values", "\n", "{", "}", "=~\"", "*/*", ",", "version=\"1.0.0\""];
+    run(MANIFEST, Target { name: "federate", seeds, words: &words }, |input| {
+        let (accept, selector) = input.split_at(input.iter().position(|b| *b == b'\n').unwrap_or(0));
+        let selector: String = selector.iter().take(QUERY_BYTES_MAX).map(|b| format!("%{b:02X}")).collect();
+        let mut request = Request::get(format!("/federate?match[]={selector}"));
+        if let Ok(accept) = http::HeaderValue::from_bytes(accept) {
+            request = request.header("accept", accept);
+        }
+        apis.told("federate", request.body(Body::empty()).unwrap())
+    });
 }

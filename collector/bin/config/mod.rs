@@ -4,6 +4,7 @@
 //! error of the file at once.
 
 pub mod check;
+mod shown;
 pub mod tenants;
 pub mod units;
 pub mod yaml;
@@ -55,6 +56,8 @@ struct File {
     http: Option<SocketAddr>,
     otlp_grpc: Option<SocketAddr>,
     otlp_http: Option<SocketAddr>,
+    /// Other sites whose pages may read the Prometheus API: `https://grafana.example`, `*` for all.
+    allowed_origins: Vec<String>,
     no_collect: Option<bool>,
     fsync: Option<Fsync>,
     memory_limit: Option<Bytes>,
@@ -145,6 +148,9 @@ pub struct Config {
     pub http: SocketAddr,
     pub otlp_grpc: SocketAddr,
     pub otlp_http: SocketAddr,
+    pub allowed_origins: Vec<String>,
+    /// The file as it may be shown: without secrets.
+    pub shown: String,
     pub collect: bool,
     pub log_level: String,
     pub inflated_bytes_max: Option<usize>,
@@ -351,6 +357,8 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         http: addr(args.http, file.http, 7600),
         otlp_grpc: addr(args.otlp_grpc, file.otlp_grpc, 4317),
         otlp_http: addr(args.otlp_http, file.otlp_http, 4318),
+        allowed_origins: file.allowed_origins,
+        shown: shown::without_secrets(&document.value),
         collect: !args.no_collect.or(file.no_collect).unwrap_or(false),
         log_level,
         inflated_bytes_max: file.limits.inflated_bytes.and_then(|b| usize::try_from(b.0).ok()),

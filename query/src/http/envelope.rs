@@ -94,7 +94,8 @@ pub fn tempo_error(error: &QueryError) -> Response<Body> {
     with_type(status, "text/plain; charset=utf-8", error.to_string())
 }
 
-fn log_internal(error: &QueryError) {
+/// What a client is not told, in our log.
+pub(super) fn log_internal(error: &QueryError) {
     match error {
         QueryError::Internal(text) => tracing::error!(error = %text, "query failed inside"),
         QueryError::Storage(e) => tracing::warn!(error = %e, "query failed in storage"),

@@ -1,5 +1,7 @@
 //! The read APIs over HTTP: each API's parameters, success and error shapes. Evaluation is elsewhere.
 
+mod compressed;
+pub mod cross_origin;
 pub mod encode;
 pub mod envelope;
 pub mod export;

@@ -8,7 +8,11 @@ use axum::{
 };
 use storage::Store;
 
-use super::{export, loki, prometheus, prometheus_admin, sql, tempo};
+use super::{
+    compressed::compressed,
+    cross_origin::{Origins, cross_origin},
+    export, loki, prometheus, prometheus_admin, sql, tempo,
+};
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
@@ -20,14 +24,21 @@ use crate::{
 pub struct QueryConfig {
     pub limits: Limits,
     pub promql: EngineOptions,
+    pub about: prometheus::About,
+    /// Other sites whose pages may read the Prometheus API.
+    pub origins: Origins,
 }
 
-/// The Prometheus API under `/api/v1` and `/prometheus/api/v1`, SQL at `/api/v1/sql`, Tempo's under `/` and `/tempo`,
-/// Loki's under `/loki`.
+/// The Prometheus API under `/api/v1` and `/prometheus/api/v1` with `/federate` beside it, SQL at `/api/v1/sql`, Tempo's
+/// under `/` and `/tempo`, Loki's under `/loki`.
 pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
-    let prometheus = prometheus::router(prometheus::Api::new(engine, store.clone(), config.limits.clone()))
-        .merge(prometheus_admin::router(store.clone()));
+    let api = prometheus::Api::new(engine, store.clone(), config.limits.clone(), config.about);
+    let federation = prometheus::federation(api.clone()).layer(middleware::from_fn(compressed));
+    let prometheus = prometheus::router(api)
+        .merge(prometheus_admin::router(store.clone()))
+        .layer(middleware::from_fn(compressed))
+        .layer(middleware::from_fn_with_state(config.origins, cross_origin));
     let loki = loki::routes_within(store.clone(), config.limits.clone());
     let export = export::router(store.clone(), config.limits.clone());
     let sql = sql::router(SqlEngine::new(store.clone(), config.limits));
@@ -35,6 +46,8 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
     Router::new()
         .nest("/api/v1", prometheus.clone().merge(sql))
         .nest("/prometheus/api/v1", prometheus)
+        .merge(federation.clone())
+        .nest("/prometheus", federation)
         .merge(tempo.clone())
         .nest("/tempo", tempo)
         .merge(loki)

@@ -12,11 +12,14 @@ mod eval;
 pub mod functions;
 pub mod histogram;
 mod parser;
+pub mod print;
+mod tree_json;
 pub mod value;
 
 pub use ast::Expr;
 pub use engine::{Engine, EngineOptions, InstantRequest, Output, RangeRequest};
 pub use parser::{parse, parse_duration_ms, parse_selector};
+pub use tree_json::tree_json;
 pub use value::{Point, Sample, SeriesPoints, Value, format_float};
 
 /// Bits of the NaN that marks the end of a series.

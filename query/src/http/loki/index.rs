@@ -74,7 +74,8 @@ pub(super) async fn stats(State(api): State<Api>, request: Request) -> Answer {
     let (tenant, params, _) = read(request).await?;
     let matchers = logql::parse_matchers(params.query())?;
     logql::check_matchers(&matchers)?;
-    let (held, _) = api.held(tenant, matchers, label_range(&params)?).await?;
+    let range = label_range(&params, api.bounds(&tenant))?;
+    let (held, _) = api.held(tenant, matchers, range).await?;
     let (entries, bytes) = held.iter().fold((0, 0), |(e, b), (_, h)| (e + h.entries, b + h.bytes));
     let streams = held.len();
     Ok(json(format!("{{\"streams\":{streams},\"chunks\":{streams},\"bytes\":{bytes},\"entries\":{entries}}}")))
@@ -159,7 +160,7 @@ pub(super) async fn volume_range(State(api): State<Api>, request: Request) -> An
 
 async fn answer(api: Api, tenant: TenantId, params: &Params, step: Option<i64>) -> Result<Response, Failure> {
     let wanted = Volume::read(params)?;
-    let range = label_range(params)?;
+    let range = label_range(params, api.bounds(&tenant))?;
     let (start, end) = (range.start().nanos(), range.end().nanos());
     let step = step.unwrap_or(i64::MAX);
     if step >= end.saturating_sub(start) {

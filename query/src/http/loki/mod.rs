@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use self::{encode::Cost, params::Params};
 use super::params::tenant;
 use crate::{
-    limits::Limits,
+    limits::{Limits, TenantLimits},
     logql::{self, Context, LogRequest, QueryError, Steps, Value, ast::Expr},
 };
 
@@ -293,9 +293,11 @@ fn selector(params: &Params) -> Result<Vec<Matcher>, Failure> {
     }
 }
 
-/// The range of a label or series request; streams with a record in it count.
-fn label_range(params: &Params) -> Result<TimeRange, Failure> {
-    let (start, end) = params.range(6 * HOUR)?;
+/// The range of a label or series request; streams with a record in it count. Without times it is what the tenant may ask
+/// about, at most six hours.
+fn label_range(params: &Params, bounds: &TenantLimits) -> Result<TimeRange, Failure> {
+    let most = bounds.range_max.map_or(i64::MAX, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+    let (start, end) = params.range(most.min(6 * HOUR))?;
     if end < start {
         return Err(Failure::bad("this data is no longer available, it is past now - max_query_lookback (0s)"));
     }
@@ -304,6 +306,10 @@ fn label_range(params: &Params) -> Result<TimeRange, Failure> {
 }
 
 impl Api {
+    fn bounds(&self, tenant: &TenantId) -> &TenantLimits {
+        self.limits.tenants.of(tenant)
+    }
+
     async fn streams(
         &self,
         tenant: TenantId,
@@ -312,7 +318,10 @@ impl Api {
     ) -> Result<Vec<StreamInfo>, Failure> {
         let (streams, _) = self
             .run(tenant, move |ctx| {
-                Box::pin(async move { Ok(ctx.store.streams(&ctx.tenant, &matchers, range).await?) })
+                Box::pin(async move {
+                    ctx.check_range(range)?;
+                    Ok(ctx.store.streams(&ctx.tenant, &matchers, range).await?)
+                })
             })
             .await?;
         Ok(streams)
@@ -326,7 +335,7 @@ fn shown(name: &str) -> bool {
 
 async fn labels(State(api): State<Api>, request: Request) -> Answer {
     let (tenant, params, _) = read(request).await?;
-    let (matchers, range) = (selector(&params)?, label_range(&params)?);
+    let (matchers, range) = (selector(&params)?, label_range(&params, api.bounds(&tenant))?);
     let streams = api.streams(tenant, matchers, range).await?;
     let names: BTreeSet<&str> =
         streams.iter().flat_map(|s| s.labels.iter().map(|(n, _)| n)).filter(|n| shown(n)).collect();
@@ -335,7 +344,7 @@ async fn labels(State(api): State<Api>, request: Request) -> Answer {
 
 async fn label_values(State(api): State<Api>, Path(name): Path<String>, request: Request) -> Answer {
     let (tenant, params, _) = read(request).await?;
-    let (matchers, range) = (selector(&params)?, label_range(&params)?);
+    let (matchers, range) = (selector(&params)?, label_range(&params, api.bounds(&tenant))?);
     let streams = api.streams(tenant, matchers, range).await?;
     let values: BTreeSet<&str> =
         if shown(&name) { streams.iter().filter_map(|s| s.labels.get(&name)).collect() } else { BTreeSet::new() };
@@ -344,7 +353,7 @@ async fn label_values(State(api): State<Api>, Path(name): Path<String>, request:
 
 async fn series(State(api): State<Api>, request: Request) -> Answer {
     let (tenant, params, _) = read(request).await?;
-    let range = label_range(&params)?;
+    let range = label_range(&params, api.bounds(&tenant))?;
     let mut sets = BTreeSet::new();
     let texts: Vec<&str> = params.all("match[]").chain(params.all("match")).filter(|t| !t.is_empty()).collect();
     let mut groups: Vec<Vec<Matcher>> = Vec::new();

@@ -12,7 +12,10 @@ use storage::{
     model::{Labels, Matcher, Table, TimeRange},
 };
 
-use super::{Answer, Api, fixed, series::find};
+use super::{
+    Answer, Api, fixed,
+    series::{asked, find},
+};
 use crate::{
     annotations::Annotations,
     error::QueryError,
@@ -30,7 +33,7 @@ pub(super) async fn exemplars(api: Api, request: Request) -> Answer {
             selectors.push(s.matchers.clone());
         }
     });
-    let (Some(range), false) = (params.range()?, selectors.is_empty()) else { return Ok(fixed("[]")) };
+    let (Some(range), false) = (asked(&api, &tenant, &params)?, selectors.is_empty()) else { return Ok(fixed("[]")) };
     // A series may have been quiet around its exemplars: look it up in all of time.
     let found = find(&api, &tenant, &selectors, Some(TimeRange::ALL)).await?;
     let ids: Arc<[i64]> = found.iter().map(|s| s.id).collect();

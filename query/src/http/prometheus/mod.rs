@@ -1,10 +1,14 @@
 //! The Prometheus HTTP API (3.x): queries, metadata and the small status endpoints that clients probe.
 
 mod exemplars;
+mod exposition;
+mod federate;
 mod metadata;
 mod query;
+pub mod remote_read;
 mod series;
 mod status;
+mod text;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -13,13 +17,20 @@ use axum::{
     body::Body,
     extract::{Path, Request, State},
     http::Response,
-    routing::get,
+    routing::{get, post},
 };
 use storage::Store;
+use tokio::sync::Semaphore;
 
 pub(super) use self::series::matches;
+pub use self::status::About;
 use super::envelope;
-use crate::{annotations::Annotations, error::QueryError, limits::Limits, promql::Engine};
+use crate::{
+    annotations::Annotations,
+    error::QueryError,
+    limits::{Limits, READS_CONCURRENT_MAX},
+    promql::Engine,
+};
 
 const TRUNCATED: &str = "results truncated due to limit";
 
@@ -29,11 +40,21 @@ pub struct Api {
     store: Store,
     limits: Arc<Limits>,
     started: SystemTime,
+    about: Arc<About>,
+    /// Slots of remote reads.
+    reads: Arc<Semaphore>,
 }
 
 impl Api {
-    pub fn new(engine: Engine, store: Store, limits: Limits) -> Self {
-        Api { engine, store, limits: Arc::new(limits), started: SystemTime::now() }
+    pub fn new(engine: Engine, store: Store, limits: Limits, about: About) -> Self {
+        Api {
+            engine,
+            store,
+            limits: Arc::new(limits),
+            started: SystemTime::now(),
+            about: Arc::new(about),
+            reads: Arc::new(Semaphore::new(READS_CONCURRENT_MAX)),
+        }
     }
 }
 
@@ -68,8 +89,14 @@ pub fn router(api: Api) -> Router {
         .route("/query_exemplars", get(handler!(exemplars::exemplars)).post(handler!(exemplars::exemplars)))
         .route("/status/buildinfo", get(status::build_info))
         .route("/status/flags", get(|State(api): State<Api>| async move { status::flags(&api) }))
-        .route("/status/config", get(|| async { fixed(r#"{"yaml":""}"#) }))
+        .route("/status/config", get(|State(api): State<Api>| async move { status::config(&api) }))
         .route("/status/runtimeinfo", get(|State(api): State<Api>| async move { status::runtime_info(&api) }))
+        .route("/status/tsdb", get(handler!(status::tsdb)))
+        .route("/status/walreplay", get(status::wal_replay))
+        .route("/features", get(status::features))
+        .route("/format_query", get(handler!(text::format)).post(handler!(text::format)))
+        .route("/parse_query", get(handler!(text::parse)).post(handler!(text::parse)))
+        .route("/read", post(remote_read::read))
         .route("/rules", get(|| async { fixed(r#"{"groups":[]}"#) }))
         .route("/alerts", get(|| async { fixed(r#"{"alerts":[]}"#) }))
         .route("/targets", get(|| async { fixed(r#"{"activeTargets":[],"droppedTargets":[]}"#) }))
@@ -77,6 +104,11 @@ pub fn router(api: Api) -> Router {
         .route("/scrape_pools", get(|| async { fixed(r#"{"scrapePools":[]}"#) }))
         .route("/alertmanagers", get(|| async { fixed(r#"{"activeAlertmanagers":[],"droppedAlertmanagers":[]}"#) }))
         .with_state(api)
+}
+
+/// Paths beside `/api/v1`.
+pub fn federation(api: Api) -> Router {
+    Router::new().route("/federate", get(federate::federate)).with_state(api)
 }
 
 fn fixed(data: &'static str) -> Response<Body> {

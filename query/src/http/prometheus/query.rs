@@ -15,7 +15,7 @@ use crate::{
     promql::{InstantRequest, Output, RangeRequest, Value},
 };
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

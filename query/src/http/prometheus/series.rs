@@ -8,11 +8,11 @@ use storage::{
     model::{Matcher, TenantId, TimeRange},
 };
 
-use super::{Answer, Api, TRUNCATED};
+use super::{Answer, Api, TRUNCATED, query::now_ms};
 use crate::{
     annotations::Annotations,
     error::QueryError,
-    fetch,
+    fetch::{self, range_of_millis},
     http::{
         encode, envelope,
         params::{Params, invalid},
@@ -38,6 +38,19 @@ pub(in crate::http) fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, Que
             })
         })
         .collect()
+}
+
+/// From `start` to `end`, all of time where they are not given. Of a tenant with a limit on ranges: until now and as far
+/// back as it may look. `None` when the end is before the start.
+pub(super) fn asked(api: &Api, tenant: &TenantId, params: &Params) -> Result<Option<TimeRange>, QueryError> {
+    let bounds = api.limits.tenants.of(tenant);
+    let Some(most) = bounds.range_max else { return params.range() };
+    let most = i64::try_from(most.as_millis()).unwrap_or(i64::MAX);
+    let end = params.time("end")?.unwrap_or_else(now_ms);
+    // The end belongs to the range.
+    let start = params.time("start")?.unwrap_or_else(|| end.saturating_sub(most).saturating_add(1));
+    bounds.check_range(end.saturating_sub(start).saturating_mul(1_000_000)).map_err(QueryError::Execution)?;
+    Ok(range_of_millis(start, end))
 }
 
 /// Series of any of the selectors (of all series if there are none), each once, sorted by labels.
@@ -86,7 +99,7 @@ pub(super) async fn series(api: Api, request: Request) -> Answer {
         return Err(QueryError::BadData("no match[] parameter provided".into()));
     }
     let limit = params.limit()?;
-    let mut found = find(&api, &tenant, &matches, params.range()?).await?;
+    let mut found = find(&api, &tenant, &matches, asked(&api, &tenant, &params)?).await?;
     let notes = truncated(&mut found, limit);
     let mut data = String::from("[");
     for (i, s) in found.iter().enumerate() {
@@ -109,7 +122,7 @@ fn strings(mut list: Vec<&str>, limit: Option<usize>) -> Response<Body> {
 pub(super) async fn labels(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
     let (matches, limit) = (matches(&params)?, params.limit()?);
-    let found = find(&api, &tenant, &matches, params.range()?).await?;
+    let found = find(&api, &tenant, &matches, asked(&api, &tenant, &params)?).await?;
     let names: BTreeSet<&str> = found.iter().flat_map(|s| s.labels.iter().map(|(n, _)| n)).collect();
     Ok(strings(names.into_iter().collect(), limit))
 }
@@ -121,7 +134,7 @@ pub(super) async fn label_values(api: Api, name: &str, request: Request) -> Answ
         return Err(QueryError::BadData(format!("invalid label name: {name:?}")));
     }
     let (matches, limit) = (matches(&params)?, params.limit()?);
-    let found = find(&api, &tenant, &matches, params.range()?).await?;
+    let found = find(&api, &tenant, &matches, asked(&api, &tenant, &params)?).await?;
     let values: BTreeSet<&str> = found.iter().filter_map(|s| s.labels.get(&name)).collect();
     Ok(strings(values.into_iter().collect(), limit))
 }

@@ -1,42 +1,187 @@
-//! `/status/*`: what clients ask to know whom they speak to.
+//! `/status/*` and `/features`: what clients ask to know whom they speak to and what it holds.
 
-use std::time::SystemTime;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::atomic::Ordering,
+    time::SystemTime,
+};
 
-use axum::{body::Body, http::Response};
+use axum::{body::Body, extract::Request, http::Response};
+use serde_json::{Value, json};
+use storage::{
+    SeriesInfo,
+    model::{Table, TimeRange, Timestamp},
+};
 
-use super::Api;
-use crate::{annotations::Annotations, http::envelope};
+use super::{Answer, Api, query::now_ms, series::find};
+use crate::{
+    annotations::Annotations,
+    error::QueryError,
+    http::{
+        envelope,
+        params::{Params, invalid},
+    },
+    promql::print::duration_text,
+};
 
 /// The Prometheus version whose behaviour this follows; Grafana reads it to know what it may ask.
 const LIKE_PROMETHEUS: &str = "3.5.0";
 
+/// How far back `/status/tsdb` looks for series: as far as the memory of a Prometheus reaches.
+const HEAD_MS: i64 = 2 * 3_600_000;
+
+/// Lines of a list of `/status/tsdb` without a `limit`, and at most.
+const TOP_DEFAULT: usize = 10;
+const TOP_MAX: usize = 10_000;
+
+/// What the binary knows of its process.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// The configuration as YAML, without its secrets.
+    pub config: String,
+    /// Bytes that the process may take; 0: not known.
+    pub memory_bytes: u64,
+}
+
+fn success(data: &Value) -> Response<Body> {
+    envelope::prometheus_success(&data.to_string(), &Annotations::default())
+}
+
 pub(super) async fn build_info() -> Response<Body> {
-    let data = format!(
-        "{{\"version\":\"{LIKE_PROMETHEUS}\",\"revision\":\"sightline-{}\",\"branch\":\"HEAD\",\"buildUser\":\"\",\
-         \"buildDate\":\"\",\"goVersion\":\"\"}}",
-        env!("CARGO_PKG_VERSION")
-    );
-    envelope::prometheus_success(&data, &Annotations::default())
+    success(&json!({
+        "version": LIKE_PROMETHEUS,
+        "revision": concat!("sightline-", env!("CARGO_PKG_VERSION")),
+        "branch": "HEAD",
+        "buildUser": "",
+        "buildDate": "",
+        "goVersion": "",
+    }))
+}
+
+fn millis(d: std::time::Duration) -> String {
+    duration_text(i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// How long samples of tenants without a rule of their own are kept.
+fn retention(api: &Api) -> String {
+    let keep = api.store.config().retention.keep(&storage::model::TenantId::default(), Table::MetricSamples);
+    keep.map_or_else(|| "0s".to_owned(), millis)
 }
 
 pub(super) fn flags(api: &Api) -> Response<Body> {
-    let data = format!(
-        "{{\"query.lookback-delta\":\"{}s\",\"query.max-samples\":\"{}\",\"query.timeout\":\"{}s\"}}",
-        api.limits.lookback.as_secs(),
-        api.limits.samples_max,
-        api.limits.timeout.as_secs()
-    );
-    envelope::prometheus_success(&data, &Annotations::default())
+    let limits = &api.limits;
+    let flags = BTreeMap::from([
+        ("query.lookback-delta", millis(limits.lookback)),
+        ("query.max-concurrency", limits.concurrent_max.to_string()),
+        ("query.max-samples", limits.samples_max.to_string()),
+        ("query.timeout", millis(limits.timeout)),
+        ("storage.remote.read-concurrent-limit", crate::limits::READS_CONCURRENT_MAX.to_string()),
+        ("storage.remote.read-max-bytes-in-frame", crate::limits::READ_FRAME_BYTES.to_string()),
+        ("storage.remote.read-sample-limit", limits.samples_max.to_string()),
+        ("storage.tsdb.retention.time", retention(api)),
+        // Clients read these to know what they may ask for.
+        ("web.enable-admin-api", "true".to_owned()),
+        ("web.enable-lifecycle", "false".to_owned()),
+        ("web.enable-remote-write-receiver", "true".to_owned()),
+        ("web.enable-otlp-receiver", "true".to_owned()),
+    ]);
+    success(&json!(flags))
+}
+
+pub(super) fn config(api: &Api) -> Response<Body> {
+    success(&json!({"yaml": api.about.config}))
 }
 
 pub(super) fn runtime_info(api: &Api) -> Response<Body> {
     let time =
         |t: SystemTime| chrono::DateTime::<chrono::Utc>::from(t).to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
-    let (start, now) = (time(api.started), time(SystemTime::now()));
-    let data = format!(
-        "{{\"startTime\":\"{start}\",\"CWD\":\"\",\"hostname\":\"\",\"serverTime\":\"{now}\",\
-         \"reloadConfigSuccess\":true,\"lastConfigTime\":\"{start}\",\"corruptionCount\":0,\"goroutineCount\":0,\
-         \"GOMAXPROCS\":0,\"GOMEMLIMIT\":0,\"GOGC\":\"\",\"GODEBUG\":\"\",\"storageRetention\":\"\"}}"
-    );
-    envelope::prometheus_success(&data, &Annotations::default())
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    success(&json!({
+        "startTime": time(api.started),
+        "CWD": std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default(),
+        "hostname": hostname.trim(),
+        "serverTime": time(SystemTime::now()),
+        // The configuration is read once, at the start.
+        "reloadConfigSuccess": true,
+        "lastConfigTime": time(api.started),
+        "corruptionCount": api.store.metrics().quarantined_parts.load(Ordering::Relaxed),
+        "goroutineCount": 0,
+        "GOMAXPROCS": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "GOMEMLIMIT": api.about.memory_bytes,
+        "GOGC": "",
+        "GODEBUG": "",
+        "storageRetention": retention(api),
+    }))
+}
+
+/// The log has been replayed before anything is answered.
+pub(super) async fn wal_replay() -> Response<Body> {
+    success(&json!({"min": 0, "max": 0, "current": 0, "state": "done"}))
+}
+
+/// What Prometheus has behind flags, by category.
+pub(super) async fn features() -> Response<Body> {
+    success(&json!({
+        "api": {
+            "admin": true, "exemplars": true, "format_query": true, "label_values_match": true, "lifecycle": false,
+            "metadata": true, "otlp_write_receiver": true, "parse_query": true, "query_stats": true,
+            "query_warnings": true, "remote_read": true, "remote_read_streamed": true,
+            "remote_write_receiver": true, "time_range_labels": true, "time_range_series": true,
+        },
+        "promql": {
+            "anchored": true, "at_modifier": true, "bool": true, "by": true, "duration_expr": true, "fill": true,
+            "group_left": true, "group_right": true, "ignoring": true, "negative_offset": true, "offset": true,
+            "on": true, "per_query_lookback_delta": true, "smoothed": true, "subqueries": true,
+        },
+        "tsdb": {"delete_series": true, "exemplar_storage": true, "native_histograms": true, "out_of_order": true},
+    }))
+}
+
+pub(super) async fn tsdb(api: Api, request: Request) -> Answer {
+    let (params, tenant) = Params::of(request).await?;
+    let top = match params.get("limit").map(|v| (v, v.parse::<usize>())) {
+        None => TOP_DEFAULT,
+        Some((_, Ok(n))) if (1..=TOP_MAX).contains(&n) => n,
+        Some(_) => return Err(invalid("limit", &format!("limit must be a number from 1 to {TOP_MAX}"))),
+    };
+    let now = now_ms();
+    let range = TimeRange::new(Timestamp::from_millis(now - HEAD_MS), Timestamp::from_millis(now + 1));
+    let found = find(&api, &tenant, &[], range).await?;
+    tokio::task::spawn_blocking(move || success(&tsdb_status(&found, (now - HEAD_MS, now), top)))
+        .await
+        .map_err(|e| QueryError::Internal(e.to_string()))
+}
+
+fn tsdb_status(series: &[SeriesInfo], (min, max): (i64, i64), top: usize) -> Value {
+    let mut by_name: HashMap<&str, u64> = HashMap::new();
+    let mut values: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+    let mut bytes: HashMap<&str, u64> = HashMap::new();
+    let mut pairs: HashMap<(&str, &str), u64> = HashMap::new();
+    for s in series {
+        for (name, value) in s.labels.iter() {
+            if name == "__name__" {
+                *by_name.entry(value).or_default() += 1;
+            }
+            values.entry(name).or_default().insert(value);
+            *bytes.entry(name).or_default() += value.len() as u64;
+            *pairs.entry((name, value)).or_default() += 1;
+        }
+    }
+    // Heads here have no chunks: a series is one row of samples until they are flushed.
+    json!({
+        "headStats": {
+            "numSeries": series.len(), "numLabelPairs": pairs.len(), "chunkCount": 0, "minTime": min, "maxTime": max,
+        },
+        "seriesCountByMetricName": largest(by_name, top, str::to_owned),
+        "labelValueCountByLabelName": largest(values.iter().map(|(n, v)| (*n, v.len() as u64)), top, str::to_owned),
+        "memoryInBytesByLabelName": largest(bytes, top, str::to_owned),
+        "seriesCountByLabelValuePair": largest(pairs, top, |(n, v)| format!("{n}={v}")),
+    })
+}
+
+/// The `top` entries of the highest values, of equal ones those that come first by name.
+fn largest<N: Ord>(all: impl IntoIterator<Item = (N, u64)>, top: usize, name: impl Fn(N) -> String) -> Vec<Value> {
+    let mut all: Vec<(N, u64)> = all.into_iter().collect();
+    all.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    all.into_iter().take(top).map(|(n, value)| json!({"name": name(n), "value": value})).collect()
 }

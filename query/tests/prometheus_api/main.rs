@@ -1,5 +1,9 @@
 //! The Prometheus API over a small store: shapes, statuses and messages as clients see them.
 
+mod federate;
+mod remote_read;
+mod routes;
+
 use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -31,6 +35,41 @@ async fn api() -> (tempfile::TempDir, Router) {
     let append = Append { tenant: TenantId::default(), rows, sources: vec![], batch_id: None };
     store.append(append).await.unwrap();
     (dir, query::router(query::QueryConfig::default(), store))
+}
+
+/// Labels, a start time in seconds and values a minute apart.
+type Given<'a> = (&'a [(&'a str, &'a str)], i64, &'a [f64]);
+
+/// An API over such series.
+async fn api_over(given: &[Given<'_>], config: query::QueryConfig) -> (tempfile::TempDir, Router, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store_config = StoreConfig::new(dir.path());
+    store_config.background = false;
+    let store = Store::open(store_config).await.unwrap();
+    let mut b = MetricBatchBuilder::new();
+    for (labels, start, values) in given {
+        let id = b.series(&Labels::from_pairs(labels.iter().copied()), SeriesMeta::default());
+        values.iter().zip(0..).for_each(|(v, i)| b.sample(id, start * 1000 + i * 60_000, None, *v));
+    }
+    append(&store, b).await;
+    (dir, query::router(config, store.clone()), store)
+}
+
+async fn append(store: &Store, mut b: MetricBatchBuilder) {
+    let batch = b.finish();
+    let rows = vec![
+        (Table::MetricSeries, batch.series),
+        (Table::MetricSamples, batch.samples),
+        (Table::MetricHistograms, batch.histograms),
+    ];
+    store.append(Append { tenant: TenantId::default(), rows, sources: vec![], batch_id: None }).await.unwrap();
+}
+
+/// Status, headers and body as it is.
+async fn raw(router: &Router, request: Request<Body>) -> (u16, http::HeaderMap, Vec<u8>) {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (head, body) = response.into_parts();
+    (head.status.as_u16(), head.headers, body.collect().await.unwrap().to_bytes().to_vec())
 }
 
 async fn send(router: &Router, request: Request<Body>) -> (u16, Value) {

@@ -1,0 +1,191 @@
+//! Remote read as a Prometheus asks it.
+
+use axum::{Router, body::Body, http::Request};
+use prost::Message as _;
+use query::http::prometheus::remote_read::wire::{
+    ChunkedReadResponse, FLOAT_HISTOGRAM, LabelMatcher, Query, ReadRequest, ReadResponse, SAMPLES,
+    STREAMED_XOR_CHUNKS, XOR,
+};
+use storage::model::{Labels, MetricBatchBuilder, batch::HistogramRow, batch::SeriesMeta};
+
+use super::{api_over, append, raw};
+
+const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
+
+fn matching(kind: i32, name: &str, value: &str) -> LabelMatcher {
+    LabelMatcher { kind, name: name.into(), value: value.into() }
+}
+
+fn asked(matchers: Vec<LabelMatcher>, from: i64, to: i64) -> Query {
+    Query { start_timestamp_ms: from, end_timestamp_ms: to, matchers }
+}
+
+async fn ask(router: &Router, queries: Vec<Query>, types: &[i32]) -> (u16, http::HeaderMap, Vec<u8>) {
+    let request = ReadRequest { queries, accepted_response_types: types.to_vec() };
+    let body = snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).unwrap();
+    let request = Request::post("/api/v1/read")
+        .header("content-type", "application/x-protobuf")
+        .header("content-encoding", "snappy")
+        .header("x-prometheus-remote-read-version", "0.1.0");
+    raw(router, request.body(Body::from(body)).unwrap()).await
+}
+
+async fn samples(router: &Router, queries: Vec<Query>) -> ReadResponse {
+    let (status, headers, body) = ask(router, queries, &[]).await;
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    assert_eq!(
+        (&headers["content-type"], &headers["content-encoding"]),
+        (&"application/x-protobuf".parse().unwrap(), &"snappy".parse().unwrap())
+    );
+    ReadResponse::decode(&snap::raw::Decoder::new().decompress_vec(&body).unwrap()[..]).unwrap()
+}
+
+/// The frames of a stream, their checksums checked.
+fn frames(mut body: &[u8]) -> Vec<ChunkedReadResponse> {
+    let mut out = Vec::new();
+    while !body.is_empty() {
+        let length = prost::encoding::decode_varint(&mut body).unwrap() as usize;
+        let (sum, rest) = body.split_at(4);
+        let (payload, rest) = rest.split_at(length);
+        assert_eq!(crc32c::crc32c(payload).to_be_bytes(), sum);
+        out.push(ChunkedReadResponse::decode(payload).unwrap());
+        body = rest;
+    }
+    out
+}
+
+#[tokio::test]
+async fn samples_come_in_query_order_raw_and_with_both_ends() {
+    let (_dir, api, _) = api_over(
+        &[
+            (&[("__name__", "m"), ("x", "b")], 0, &[1.0, 2.0, STALE, 4.0]),
+            (&[("__name__", "m"), ("x", "a")], 0, &[-0.0, f64::NAN]),
+            (&[("__name__", "other")], 0, &[9.0]),
+        ],
+        query::QueryConfig::default(),
+    )
+    .await;
+    let of_m = |kind, value| vec![matching(0, "__name__", "m"), matching(kind, "x", value)];
+    let answer = samples(
+        &api,
+        vec![
+            asked(of_m(2, "a|b"), 0, 180_000),
+            asked(of_m(1, "a"), 60_000, 120_000),
+            asked(of_m(3, ".*"), 0, 180_000),
+            asked(vec![matching(0, "__name__", "other")], 1, 180_000),
+        ],
+    )
+    .await;
+    assert_eq!(answer.results.len(), 4);
+    let first = &answer.results[0].timeseries;
+    let labels: Vec<Vec<(&str, &str)>> =
+        first.iter().map(|s| s.labels.iter().map(|l| (l.name.as_str(), l.value.as_str())).collect()).collect();
+    assert_eq!(labels, [[("__name__", "m"), ("x", "a")], [("__name__", "m"), ("x", "b")]]);
+    let points = |i: usize| {
+        first[i].samples.iter().map(|s| (s.timestamp, s.value.unwrap_or(0.0).to_bits())).collect::<Vec<_>>()
+    };
+    assert_eq!(points(0), [(0, (-0.0f64).to_bits()), (60_000, f64::NAN.to_bits())]);
+    assert_eq!(
+        points(1),
+        [(0, 1f64.to_bits()), (60_000, 2f64.to_bits()), (120_000, STALE.to_bits()), (180_000, 4f64.to_bits())]
+    );
+    let second: Vec<i64> = answer.results[1].timeseries[0].samples.iter().map(|s| s.timestamp).collect();
+    assert_eq!(second, [60_000, 120_000]);
+    assert!(answer.results[2].timeseries.is_empty() && answer.results[3].timeseries.is_empty());
+    // Nothing asked, nothing answered.
+    assert!(samples(&api, vec![]).await.results.is_empty());
+}
+
+#[tokio::test]
+async fn chunks_are_streamed_a_series_a_frame() {
+    let values: Vec<f64> = (0..1000).map(f64::from).collect();
+    let (_dir, api, store) = api_over(
+        &[(&[("__name__", "m"), ("x", "a")], 0, &values), (&[("__name__", "m"), ("x", "b")], 0, &values[..3])],
+        query::QueryConfig::default(),
+    )
+    .await;
+    let mut b = MetricBatchBuilder::new();
+    let id = b.series(&Labels::from_pairs([("__name__", "h")]), SeriesMeta::default());
+    let histogram = HistogramRow {
+        schema: 0,
+        zero_threshold: 0.0,
+        zero_count: 0.0,
+        count: 2.5,
+        sum: 3.0,
+        min: None,
+        max: None,
+        positive_offset: 1,
+        positive_counts: vec![2.5],
+        negative_offset: 0,
+        negative_counts: vec![],
+        custom_bounds: None,
+        reset_hint: 3,
+        is_float: true,
+    };
+    (0..3).for_each(|i| b.histogram(id, i * 60_000, None, &histogram));
+    append(&store, b).await;
+
+    let named = |name: &str| asked(vec![matching(0, "__name__", name)], 0, 1_000_000_000);
+    let (status, headers, body) =
+        ask(&api, vec![named("m"), named("none"), named("h")], &[7, STREAMED_XOR_CHUNKS, SAMPLES]).await;
+    assert_eq!(status, 200);
+    assert_eq!(headers["content-type"], "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse");
+    assert!(!headers.contains_key("content-encoding"));
+    let frames = frames(&body);
+    let shown: Vec<(i64, Vec<String>, Vec<(i32, i64, i64)>)> = frames
+        .iter()
+        .map(|f| {
+            assert_eq!(f.chunked_series.len(), 1);
+            let s = &f.chunked_series[0];
+            (
+                f.query_index,
+                s.labels.iter().map(|l| format!("{}={}", l.name, l.value)).collect(),
+                s.chunks.iter().map(|c| (c.kind, c.min_time_ms / 60_000, c.max_time_ms / 60_000)).collect(),
+            )
+        })
+        .collect();
+    let cut: Vec<(i32, i64, i64)> = (0..9).map(|i| (XOR, i * 120, (i * 120 + 119).min(999))).collect();
+    let names = |x: &str| vec!["__name__=m".to_owned(), format!("x={x}")];
+    assert_eq!(shown[0], (0, names("a"), cut));
+    assert_eq!(shown[1], (0, names("b"), vec![(XOR, 0, 2)]));
+    assert_eq!(shown[2], (2, vec!["__name__=h".to_owned()], vec![(FLOAT_HISTOGRAM, 0, 2)]));
+    // The same as samples.
+    let answer = samples(&api, vec![named("h")]).await;
+    let h = &answer.results[0].timeseries[0].histograms[0];
+    assert_eq!((h.count_float, h.positive_spans[0].offset, &h.positive_counts[..]), (Some(2.5), 1, &[2.5][..]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_with_a_reason() {
+    let values: Vec<f64> = (0..100).map(f64::from).collect();
+    let mut config = query::QueryConfig::default();
+    config.limits.samples_max = 50;
+    let (_dir, api, _) = api_over(&[(&[("__name__", "m")], 0, &values)], config).await;
+    let all = || asked(vec![matching(0, "__name__", "m")], 0, 1_000_000_000);
+    let refused = async |queries, types: &[i32]| {
+        let (status, _, body) = ask(&api, queries, types).await;
+        (status, String::from_utf8(body).unwrap().trim_end().to_owned())
+    };
+    assert_eq!(refused(vec![all()], &[]).await, (400, "exceeded sample limit (50)".to_owned()));
+    assert_eq!(refused(vec![all()], &[STREAMED_XOR_CHUNKS]).await, (400, "exceeded sample limit (50)".to_owned()));
+    let (status, text) = refused(vec![all()], &[5]).await;
+    assert!(status == 400 && text.contains("response types [5]"), "{text}");
+    let (status, text) = refused(vec![asked(vec![matching(9, "a", "b")], 0, 1)], &[]).await;
+    assert!(status == 400 && text.contains("invalid matcher type 9"), "{text}");
+    let (status, text) = refused(vec![asked(vec![matching(2, "a", "(")], 0, 1)], &[]).await;
+    assert!(status == 400 && text.contains("invalid matcher"), "{text}");
+
+    let post = |body: Vec<u8>| Request::post("/api/v1/read").body(Body::from(body)).unwrap();
+    for body in [vec![], b"nonsense".to_vec(), snap::raw::Encoder::new().compress_vec(b"\x0a\xff").unwrap()] {
+        let (status, _, text) = raw(&api, post(body)).await;
+        assert!(status == 400 && String::from_utf8_lossy(&text).contains("cannot decode"), "{text:?}");
+    }
+    // A block that says it is a gigabyte is not inflated.
+    let mut bomb = Vec::new();
+    prost::encoding::encode_varint(1 << 30, &mut bomb);
+    let (status, _, text) = raw(&api, post(bomb)).await;
+    assert!(status == 400 && String::from_utf8_lossy(&text).contains("larger than the limit"), "{text:?}");
+    let gzip = Request::post("/api/v1/read").header("content-encoding", "gzip").body(Body::empty()).unwrap();
+    assert_eq!(raw(&api, gzip).await.0, 400);
+    assert_eq!(raw(&api, Request::get("/api/v1/read").body(Body::empty()).unwrap()).await.0, 405);
+}
