@@ -64,7 +64,7 @@ pub struct WriteOptions {
     pub row_group_rows: usize,
     /// Rows of a page at most.
     pub page_rows: usize,
-    /// zstd level; `None`: 3 for samples, 1 for everything else.
+    /// zstd level; `None`: 3 for samples, 1 for everything else, but less for long texts at level 0.
     pub zstd: Option<i32>,
     /// Stands for the flush in column `seq` ([`crate::part::seq_of`]): a number that grows from flush to flush.
     pub arrival: u64,

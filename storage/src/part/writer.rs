@@ -41,6 +41,9 @@ use crate::{
 
 /// Rows that are gathered at once: their texts stay in cache between being copied and being encoded.
 const GATHER_ROWS: usize = 8192;
+/// zstd level of long texts in a flushed part, which a merge soon reads and writes anew: on the bodies of W1 two thirds
+/// larger than at level 1, written in 0.6 of the time and read faster too.
+const ZSTD_FLUSHED_TEXTS: i32 = -3;
 /// Share of absent trace ids for which a Bloom filter says "maybe".
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
@@ -112,7 +115,9 @@ impl<W: Write + Send> PartWriter<W> {
         let (file, factory) = ArrowWriter::try_new_with_options(Sealing::new(out), schema.clone(), arrow)
             .and_then(ArrowWriter::into_serialized_writer)
             .map_err(writing)?;
-        let plan = ChunkPlan::new(schema, file.schema_descr(), &properties, zstd, page_rows(table, options));
+        let zstd_texts = if options.level == 0 && options.zstd.is_none() { ZSTD_FLUSHED_TEXTS } else { zstd };
+        let page_rows = page_rows(table, options);
+        let plan = ChunkPlan::new(schema, file.schema_descr(), &properties, zstd, zstd_texts, page_rows);
         Ok(PartWriter {
             table,
             options: options.clone(),
