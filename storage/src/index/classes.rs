@@ -53,32 +53,28 @@ impl Classes {
         Classes { token: self.token & kept, digit: self.digit & kept, hex: self.hex & kept }
     }
 
-    /// Bytes of tokens with a digit, or of `letters` and more hex letters only; each token is whole within the window.
+    /// One byte or more of each token with a digit, or of `LETTERS` (at least one) and more hex letters only; none of any
+    /// other. Each token is whole within the window.
+    #[inline]
     pub(super) fn ids<const LETTERS: u32>(self) -> u64 {
         let Classes { token, digit, hex } = self;
-        let mut long = token & !flood(token & !hex, token);
-        // Where that many follow each other, and from there to where they end.
-        for _ in 1..LETTERS {
-            long &= long >> 1;
+        // Added to its first byte, a token of hex letters only carries over to the byte behind it, and no other does.
+        let firsts = token & !(token << 1);
+        let (sum, over) = (token & hex).overflowing_add(firsts);
+        let mut lasts = (sum & !token) >> 1 | u64::from(over) << 63;
+        for letter in 1..LETTERS {
+            lasts &= token << letter;
         }
-        for _ in 1..LETTERS {
-            long |= long << 1;
-        }
-        flood(digit, token) | long
+        digit | lasts
     }
-}
 
-/// The runs of ones in `ground` that hold a one of `seed`.
-fn flood(seed: u64, ground: u64) -> u64 {
-    let (mut up, mut down) = (seed & ground, seed & ground);
-    let (mut over, mut under) = (ground, ground);
-    for step in [1, 2, 4, 8, 16, 32] {
-        up |= over & (up << step);
-        over &= over << step;
-        down |= under & (down >> step);
-        under &= under >> step;
+    /// First byte and end of the token that the byte at `at` is of.
+    #[inline]
+    pub(super) fn token_at(self, at: usize) -> (usize, usize) {
+        let before = !self.token & ((1 << at) - 1);
+        let start = WINDOW - before.leading_zeros() as usize;
+        (start, at + (self.token >> at).trailing_ones() as usize)
     }
-    up | down
 }
 
 #[cfg(test)]
@@ -95,15 +91,45 @@ mod tests {
         }
     }
 
+    /// The rule, token by token.
+    fn slow_ids(classes: Classes) -> Vec<(usize, usize)> {
+        let bit = |mask: u64, i: usize| i < WINDOW && mask >> i & 1 == 1;
+        let mut out = Vec::new();
+        let mut at = 0;
+        while at < WINDOW {
+            let end = (at..).find(|i| !bit(classes.token, *i)).unwrap();
+            let digits = (at..end).any(|i| bit(classes.digit, i));
+            if digits || end - at >= 4 && (at..end).all(|i| bit(classes.hex, i)) {
+                out.push((at, end));
+            }
+            at = end + 1;
+        }
+        out
+    }
+
     proptest! {
         #[test]
-        fn a_flood_fills_the_runs_it_starts_in(seed in any::<u64>(), a in any::<u64>(), b in any::<u64>()) {
-            let ground = a | b;
-            let mut expected = seed & ground;
-            for _ in 0..64 {
-                expected |= ground & (expected << 1 | expected >> 1);
+        fn every_window_has_its_classes_and_ids(
+            window in proptest::collection::vec(
+                prop_oneof![any::<u8>(), prop::sample::select(b"abcf09 ".to_vec()), prop::sample::select(b"ad ".to_vec())],
+                WINDOW,
+            ),
+            ones in any::<bool>(),
+        ) {
+            let mut window: [u8; WINDOW] = window.try_into().unwrap();
+            if ones {
+                window.iter_mut().for_each(|b| *b |= 0x20);
             }
-            prop_assert_eq!(flood(seed, ground), expected);
+            let classes = classes(&window);
+            prop_assert_eq!(classes, slow_classes(&window));
+            let mut found = Vec::new();
+            let mut left = classes.ids::<4>();
+            while left != 0 {
+                let (start, end) = classes.token_at(left.trailing_zeros() as usize);
+                found.push((start, end));
+                left &= u64::MAX.checked_shl(end as u32).unwrap_or(0);
+            }
+            prop_assert_eq!(found, slow_ids(classes));
         }
     }
 }

@@ -47,20 +47,26 @@ pub fn skeleton(body: &[u8], out: &mut Vec<u8>) -> bool {
         };
         // A token that may go on behind the window waits for the next one.
         let cut = if rest.len() > WINDOW { seen.token.leading_ones() as usize } else { 0 };
-        let (ids, len) = match WINDOW - cut {
-            0 => long_token(rest),
-            whole => (seen.first(whole).ids::<HEX_ID_LEN>(), whole),
-        };
-        let mut left = ids;
+        if cut == WINDOW {
+            let (id, len) = long_token(rest);
+            if id {
+                out.extend_from_slice(&body[copied..at]);
+                out.push(PLACEHOLDER);
+                copied = at + len;
+            }
+            at += len;
+            continue;
+        }
+        let seen = seen.first(WINDOW - cut);
+        let mut left = seen.ids::<HEX_ID_LEN>();
         while left != 0 {
-            let start = left.trailing_zeros() as usize;
-            let end = start + (left >> start).trailing_ones() as usize;
+            let (start, end) = seen.token_at(left.trailing_zeros() as usize);
             out.extend_from_slice(&body[copied..at + start]);
             out.push(PLACEHOLDER);
-            copied = at + if len > WINDOW { len } else { end };
+            copied = at + end;
             left &= u64::MAX.checked_shl(end as u32).unwrap_or(0);
         }
-        at += len;
+        at += WINDOW - cut;
     }
     if copied < body.len() {
         out.extend_from_slice(&body[copied..]);
@@ -68,13 +74,13 @@ pub fn skeleton(body: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// A token longer than a window at the start of `text`: all ones if it is an id, and its length.
-fn long_token(text: &[u8]) -> (u64, usize) {
+/// A token longer than a window at the start of `text`: whether it is an id, and its length.
+fn long_token(text: &[u8]) -> (bool, usize) {
     let part = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
     let len = text.iter().position(|b| !part(b)).unwrap_or(text.len());
     let token = &text[..len];
     let id = token.iter().any(u8::is_ascii_digit) || token.iter().all(u8::is_ascii_hexdigit);
-    (if id { u64::MAX } else { 0 }, len)
+    (id, len)
 }
 
 /// xxh3-64 of the skeleton, as the signed integer that column `template_id` holds; [`UNTEMPLATED`] for a body with the
