@@ -204,6 +204,11 @@ impl Push {
                 many.reserve(length.unwrap_or(0).min(UNKNOWN_LENGTH).max(first.len() + data.len()));
                 many.extend_from_slice(&first);
             }
+            if many.capacity() - many.len() < data.len() {
+                // Much of it is here and memory for all of it was admitted: no need to come to it in steps.
+                let left = length.map_or(0, |l| l.saturating_sub(many.len()));
+                many.reserve(left.max(data.len()));
+            }
             many.extend_from_slice(&data);
         }
         let body = one.unwrap_or_else(|| many.freeze());

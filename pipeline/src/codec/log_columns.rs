@@ -232,6 +232,12 @@ pub struct LogColumns {
 }
 
 impl LogColumns {
+    /// With room for `bytes` bytes of bodies, which a body that grows would come to in steps, each copied. What is not used
+    /// is given back by [`LogColumns::finish`].
+    pub fn with_body_room(bytes: usize) -> Self {
+        LogColumns { body: StringBuilder::with_capacity(0, bytes), ..LogColumns::default() }
+    }
+
     pub fn len(&self) -> usize {
         self.ts.len()
     }
@@ -299,6 +305,8 @@ impl LogColumns {
         };
         let [stream, service, severity_text, event, body_type, scope, scope_meta, resource, resource_meta, attrs] =
             self.dicts.each_mut().map(|d| d.finish(rows));
+        let mut body = self.body.finish();
+        body.shrink_to_fit();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(ts),
             observed,
@@ -310,7 +318,7 @@ impl LogColumns {
             int64(self.flags.take(), rows),
             binary(self.trace_id.take(), rows),
             binary(self.span_id.take(), rows),
-            Arc::new(self.body.finish()),
+            Arc::new(body),
             body_type,
             scope,
             scope_meta,

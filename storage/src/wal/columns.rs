@@ -56,7 +56,7 @@ const KEYED: u8 = 2;
 
 /// `None`: a column of a type that this form does not know.
 pub(super) fn encode(batch: &RecordBatch) -> Option<Vec<u8>> {
-    let mut out = Blocks::new(batch.get_array_memory_size() / 4);
+    let mut out = Blocks::new(batch.get_array_memory_size() / 2);
     for column in batch.columns() {
         put_array(&mut out, column.as_ref())?;
     }
@@ -68,16 +68,15 @@ struct Blocks {
     out: Vec<u8>,
     /// Not compressed yet; never more than [`BLOCK_BYTES`].
     raw: Vec<u8>,
-    scratch: Vec<u8>,
     raw_len: usize,
 }
 
 impl Blocks {
     /// `expected`: bytes that it will have, roughly.
     fn new(expected: usize) -> Self {
-        let mut out = Vec::with_capacity(expected.min(EXPECTED_BYTES_MAX) + 4);
+        let mut out = Vec::with_capacity(expected.clamp(BLOCK_BYTES, EXPECTED_BYTES_MAX));
         out.extend_from_slice(&[0; 4]);
-        Blocks { out, raw: Vec::new(), scratch: Vec::new(), raw_len: 0 }
+        Blocks { out, raw: Vec::new(), raw_len: 0 }
     }
 
     fn put(&mut self, mut bytes: &[u8]) {
@@ -109,14 +108,13 @@ impl Blocks {
 
     fn block(&mut self, raw: &[u8]) {
         self.raw_len += raw.len();
-        let room = lz4_flex::block::get_maximum_output_size(raw.len());
-        if self.scratch.len() < room {
-            self.scratch.resize(room, 0);
-        }
-        let n = lz4_flex::block::compress_into(raw, &mut self.scratch).expect("there is room for any block");
-        self.out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-        self.out.extend_from_slice(&(n as u32).to_le_bytes());
-        self.out.extend_from_slice(&self.scratch[..n]);
+        let at = self.out.len();
+        self.out.resize(at + 8 + lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+        let (head, block) = self.out[at..].split_at_mut(8);
+        let n = lz4_flex::block::compress_into(raw, block).expect("there is room for any block");
+        head[..4].copy_from_slice(&(raw.len() as u32).to_le_bytes());
+        head[4..].copy_from_slice(&(n as u32).to_le_bytes());
+        self.out.truncate(at + 8 + n);
     }
 
     fn finish(mut self) -> Vec<u8> {

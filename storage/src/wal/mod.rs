@@ -230,9 +230,8 @@ impl Wal {
         if let Some(bytes) = long_key {
             return Err(WalError::TooLarge { bytes, limit: POSITION_KEY_BYTES_MAX });
         }
-        let body = record::encode_body(&entry.tenant, &entry.sections)
+        let body = record::encode_body(&entry.tenant, entry.sections)
             .map_err(|bytes| WalError::TooLarge { bytes, limit: RECORD_BYTES_MAX })?;
-        drop(entry.sections);
         let units = (body.bytes.len() / QUEUE_UNIT + 1).min(self.budget_units as usize) as u32;
         let budget = self.budget.clone().acquire_many_owned(units).await.map_err(|_| WalError::Closed)?;
         let (done, answer) = oneshot::channel();

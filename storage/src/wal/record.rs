@@ -115,9 +115,10 @@ pub(crate) struct Body {
     pub batches: Vec<(u32, BatchMeta)>,
 }
 
-/// `tenant len u8 | tenant | section count u32`, then per section `kind u8 | len u32 | bytes`.
+/// `tenant len u8 | tenant | section count u32`, then per section `kind u8 | len u32 | bytes`. A payload that comes first, as
+/// that of a large append does, becomes the body where it lies.
 /// `Err`: the length it would have, over [`RECORD_BYTES_MAX`].
-pub(crate) fn encode_body(tenant: &TenantId, sections: &[Section]) -> Result<Body, usize> {
+pub(crate) fn encode_body(tenant: &TenantId, mut sections: Vec<Section>) -> Result<Body, usize> {
     let size = |s: &Section| match s {
         Section::Batch(b) => 5 + BATCH_HEAD_BYTES + b.payload.len(),
         Section::Position { key, .. } => 13 + key.len(),
@@ -127,23 +128,28 @@ pub(crate) fn encode_body(tenant: &TenantId, sections: &[Section]) -> Result<Bod
     if total > RECORD_BYTES_MAX {
         return Err(total);
     }
-    let mut out = Vec::with_capacity(total);
+    let mut head = vec![tenant.as_str().len() as u8];
+    head.extend_from_slice(tenant.as_str().as_bytes());
+    head.extend((sections.len() as u32).to_le_bytes());
     let mut batches = Vec::new();
-    out.push(tenant.as_str().len() as u8);
-    out.extend_from_slice(tenant.as_str().as_bytes());
-    out.extend((sections.len() as u32).to_le_bytes());
-    for s in sections {
+    let mut done = 0;
+    let mut out = match sections.first_mut() {
+        Some(Section::Batch(b)) => {
+            put_batch_head(&mut head, &b.meta);
+            batches.push((head.len() as u32, b.meta));
+            let mut out = std::mem::take(&mut b.payload);
+            out.reserve(total - out.len());
+            out.splice(0..0, head);
+            done = 1;
+            out
+        }
+        _ => head,
+    };
+    for s in &sections[done..] {
         let len = (size(s) - 5) as u32;
         match s {
             Section::Batch(b) => {
-                out.push(SECTION_BATCH);
-                out.extend(len.to_le_bytes());
-                out.extend([b.meta.table.code(), b.meta.form]);
-                out.extend(b.meta.rows.to_le_bytes());
-                out.extend(b.meta.min_ts.to_le_bytes());
-                out.extend(b.meta.max_ts.to_le_bytes());
-                out.extend(b.meta.schema.to_le_bytes());
-                out.extend(b.meta.payload_crc.to_le_bytes());
+                put_batch_head(&mut out, &b.meta);
                 batches.push((out.len() as u32, b.meta));
                 out.extend_from_slice(&b.payload);
             }
@@ -163,6 +169,18 @@ pub(crate) fn encode_body(tenant: &TenantId, sections: &[Section]) -> Result<Bod
     debug_assert_eq!(out.len(), total);
     let crc = crc32c::crc32c(&out);
     Ok(Body { bytes: out, crc, batches })
+}
+
+/// What stands before a batch's payload.
+fn put_batch_head(out: &mut Vec<u8>, meta: &BatchMeta) {
+    out.push(SECTION_BATCH);
+    out.extend((BATCH_HEAD_BYTES as u32 + meta.payload_len).to_le_bytes());
+    out.extend([meta.table.code(), meta.form]);
+    out.extend(meta.rows.to_le_bytes());
+    out.extend(meta.min_ts.to_le_bytes());
+    out.extend(meta.max_ts.to_le_bytes());
+    out.extend(meta.schema.to_le_bytes());
+    out.extend(meta.payload_crc.to_le_bytes());
 }
 
 /// A body taken apart; payloads by place.

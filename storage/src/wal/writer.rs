@@ -30,6 +30,9 @@ use crate::{
 /// The group buffer is given back to the allocator above this, so that one huge record does not stay for ever.
 const BUFFER_KEPT_BYTES: usize = 8 << 20;
 
+/// Bodies of at least this size are written from where they lie, not copied behind others first.
+const DIRECT_BYTES_MIN: usize = 256 << 10;
+
 pub(super) struct Writer {
     pub vfs: Arc<dyn Vfs>,
     pub options: WalOptions,
@@ -157,13 +160,10 @@ impl Writer {
         let active = self.active.as_mut().expect("just opened");
         let first_seq = self.next_seq;
         self.next_seq += group.len() as u64;
-        self.buffer.clear();
-        for (seq, m) in (first_seq..).zip(group) {
-            push_record(&mut self.buffer, &m.body, seq, Kind::Append, active.durable, active.salt);
-        }
         let segment = active.segment.clone();
         let path = &segment.path;
-        let mut result = active.file.append(&self.buffer).map_err(|e| WalError::io("write", path, e));
+        let mut result =
+            append_group(active, first_seq, group, &mut self.buffer).map_err(|e| WalError::io("write", path, e));
         if self.buffer.capacity() > BUFFER_KEPT_BYTES {
             self.buffer = Vec::new();
         }
@@ -295,9 +295,10 @@ impl Writer {
         let mut carried = Vec::new();
         let mut seq = self.next_seq;
         for (tenant, sections) in (self.carry)() {
-            let body = encode_body(&tenant, &sections)
+            let body = encode_body(&tenant, sections)
                 .map_err(|bytes| WalError::TooLarge { bytes, limit: super::RECORD_BYTES_MAX })?;
-            push_record(&mut carried, &body, seq, Kind::Carry, HEADER_BYTES as u64, header.salt);
+            carried.extend_from_slice(&frame(&body, seq, Kind::Carry, HEADER_BYTES as u64, header.salt));
+            carried.extend_from_slice(&body.bytes);
             seq += 1;
         }
         self.next_seq = seq;
@@ -334,10 +335,25 @@ fn gather(first: Job, jobs: &Receiver<Job>) -> (Vec<Member>, Option<Job>) {
     (group, None)
 }
 
-fn push_record(out: &mut Vec<u8>, body: &Body, seq: u64, kind: Kind, durable: u64, salt: u64) {
-    let frame = Frame { len: body.bytes.len() as u32, seq, durable, body_crc: body.crc, kind };
-    out.extend_from_slice(&frame.encode(salt));
-    out.extend_from_slice(&body.bytes);
+/// Writes a group's records: small ones together, the body of a large one from where it lies. What a failure leaves is cut off
+/// or void, as after a torn write.
+fn append_group(active: &Active, first_seq: u64, group: &[Member], buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    for (seq, m) in (first_seq..).zip(group) {
+        buffer.extend_from_slice(&frame(&m.body, seq, Kind::Append, active.durable, active.salt));
+        if m.body.bytes.len() < DIRECT_BYTES_MIN {
+            buffer.extend_from_slice(&m.body.bytes);
+            continue;
+        }
+        active.file.append(buffer)?;
+        buffer.clear();
+        active.file.append(&m.body.bytes)?;
+    }
+    if buffer.is_empty() { Ok(()) } else { active.file.append(buffer) }
+}
+
+fn frame(body: &Body, seq: u64, kind: Kind, durable: u64, salt: u64) -> [u8; FRAME_BYTES] {
+    Frame { len: body.bytes.len() as u32, seq, durable, body_crc: body.crc, kind }.encode(salt)
 }
 
 fn timed_sync(file: &dyn VfsFile, shared: &Shared) -> io::Result<()> {

@@ -79,7 +79,7 @@ pub fn decode_logs(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded, Ma
         limits,
         now,
         bounds: TimeBounds::new(limits, now),
-        columns: LogColumns::default(),
+        columns: LogColumns::with_body_room(body.len().min(limits.batch_bytes_max)),
         attributes: RawCache::default(),
         raw: Vec::new(),
         text: String::new(),

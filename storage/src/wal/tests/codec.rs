@@ -21,7 +21,7 @@ proptest! {
     #[test]
     fn a_body_reads_back_as_it_was_written(sections in proptest::collection::vec(section(), 0..6)) {
         let tenant = TenantId::parse("team-1").unwrap();
-        let body = encode_body(&tenant, &sections).unwrap();
+        let body = encode_body(&tenant, sections.clone()).unwrap();
         let parsed = parse_body(&body.bytes).unwrap();
         prop_assert_eq!(parsed.tenant, "team-1");
         prop_assert_eq!(&parsed.batches, &body.batches);
@@ -59,7 +59,7 @@ proptest! {
         flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut bytes = encode_body(&TenantId::default_tenant(), &sections).unwrap().bytes;
+        let mut bytes = encode_body(&TenantId::default_tenant(), sections.clone()).unwrap().bytes;
         let heads = 64.min(bytes.len());
         flips.iter().for_each(|(i, b)| bytes[i.index(heads)] ^= b);
         let _ = parse_body(&bytes);
