@@ -238,12 +238,17 @@ impl Objects for LocalStore {
             file,
             buffer: Vec::new(),
             written: 0,
+            unsynced: 0,
         }))
     }
 }
 
 /// Bytes gathered before a write to the file.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
+
+/// Bytes after which a file being written is synced: a part in one go would keep the disk busy for a while, and the sync of
+/// the write-ahead log, for which senders wait, behind it.
+const SYNC_BYTES: usize = 2 << 20;
 
 struct LocalWriter {
     inner: Arc<Inner>,
@@ -253,6 +258,8 @@ struct LocalWriter {
     file: Arc<dyn VfsFile>,
     buffer: Vec<u8>,
     written: u64,
+    /// Bytes in the file since it was last synced.
+    unsynced: usize,
 }
 
 impl Write for LocalWriter {
@@ -266,17 +273,27 @@ impl Write for LocalWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // An append that failed may have written some: the writer must not be used again, and `finish` must not pass.
-        let appended = self.file.append(&self.buffer);
-        match appended {
-            Ok(()) => self.buffer.clear(),
-            Err(_) => self.discard(),
+        let flushed = self.append();
+        if flushed.is_err() {
+            // Some of it may have been written: the writer must not be used again, and `finish` must not pass.
+            self.discard();
         }
-        appended
+        flushed
     }
 }
 
 impl LocalWriter {
+    fn append(&mut self) -> io::Result<()> {
+        self.file.append(&self.buffer)?;
+        self.unsynced += self.buffer.len();
+        self.buffer.clear();
+        if self.unsynced >= SYNC_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
     fn discard(&mut self) {
         if let Some(temporary) = self.temporary.take() {
             let _ = self.inner.vfs.remove_file(&temporary);
