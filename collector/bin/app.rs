@@ -14,12 +14,16 @@ use collector::{
     push_and_grpc_routers,
 };
 use pipeline::{PipelineBuilder, Running, Signals};
+use query::{
+    promql::{Engine, EngineOptions},
+    rules::ruler,
+};
 use storage::{OpenError, Store};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, SourceConfig},
+    config::{self, Config, SourceConfig},
     own_routes::{self, Own},
     telemetry::{Recording, Telemetry},
 };
@@ -59,6 +63,7 @@ pub struct App {
     running: Running,
     own: Arc<Own>,
     recording: Option<Recording>,
+    rules: ruler::Running,
     listeners: JoinSet<&'static str>,
     stop_listening: CancellationToken,
     /// All routes of the HTTP API, for the test that asks each of them.
@@ -98,7 +103,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let elastic_version = push.elastic_version.clone();
     config.limit_tenants(&tenants);
     let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
-    let queries = query::QueryConfig {
+    let mut queries = query::QueryConfig {
         limits: query_limits,
         about: query::http::prometheus::About {
             config: std::mem::take(&mut config.shown),
@@ -108,12 +113,15 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         ..query::QueryConfig::default()
     };
     let syslogs = config.syslog_counters();
+    let rules = std::mem::take(&mut config.rules);
     let (builder, found) = plan_pipeline(config, memory).await?;
     let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
     let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
     let registry = running.registry();
     let url = format!("http://{http_addr}");
     let telemetry_lines = telemetry.as_ref().map(Telemetry::render);
+    let (rules, rules_running) = start_rules(rules, &url, &dir, &queries.limits, &store).await?;
+    queries.ruler = Some(rules.clone());
     let own = Arc::new(Own {
         store: store.clone(),
         ready: AtomicBool::new(false),
@@ -122,6 +130,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
             pipeline::metrics::write_prometheus(text, &registry.snapshot());
             metrics.render(text);
             tenants.render(text);
+            text.push_str(&own_routes::render(&rules.metrics()));
             collector::syslog::counters::render(&syslogs, text);
             if let Some(lines) = &telemetry_lines {
                 lines(text);
@@ -197,6 +206,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         running,
         own,
         recording,
+        rules: rules_running,
         listeners,
         stop_listening,
         #[cfg(test)]
@@ -204,6 +214,32 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         #[cfg(test)]
         grpc_router,
         banner,
+    })
+}
+
+/// Begins the rules that the configuration names, if any.
+async fn start_rules(
+    rules: config::rules::Checked,
+    url: &str,
+    dir: &std::path::Path,
+    limits: &query::limits::Limits,
+    store: &Store,
+) -> Result<(ruler::Ruler, ruler::Running), StartError> {
+    let settings = ruler::RulerSettings {
+        sources: rules.sources,
+        interval: rules.interval,
+        external_labels: rules.external_labels,
+        external_url: rules.external_url.unwrap_or_else(|| url.to_owned()),
+        state_dir: dir.join("rules"),
+        notify: rules.notify,
+    };
+    // Apart from people's queries: neither waits for the other.
+    let engine = Engine::new(store.clone(), limits.clone(), EngineOptions::default());
+    let clock = Arc::new(storage::vfs::SystemClock::new());
+    let started = ruler::Ruler::start(settings, engine, store.clone(), clock, config::rules::discover()).await;
+    started.map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        StartError::Config(lines.join("\n"))
     })
 }
 
@@ -297,6 +333,9 @@ impl App {
             tracing::warn!("listeners had requests in flight when the deadline came");
         }
         let report = self.running.stop(DRAIN).await;
+        if !self.rules.stop(DRAIN).await {
+            tracing::warn!("rules did not end before the deadline");
+        }
         for name in &report.late {
             tracing::warn!(component = name, "did not drain before the deadline");
         }

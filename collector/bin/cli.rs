@@ -8,6 +8,7 @@ use crate::{
     ask::QueryArgs,
     config::units::{Bytes, Fsync},
     generate::GenerateArgs,
+    rules::RulesArgs,
     transfer::{ExportArgs, ImportArgs},
 };
 
@@ -45,6 +46,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Ask a running server in SQL, PromQL or LogQL, and print the answer
     Query(QueryArgs),
+    /// Check rule files
+    Rules(RulesArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }

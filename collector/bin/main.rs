@@ -54,6 +54,7 @@ mod cli;
 mod config;
 mod generate;
 mod own_routes;
+mod rules;
 mod telemetry;
 #[cfg(test)]
 mod tenancy;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         Some(Command::Export(args)) => transfer::export(&args),
         Some(Command::Import(args)) => transfer::import(&args),
         Some(Command::Query(args)) => ask::run(&args),
+        Some(Command::Rules(args)) => rules::run(args),
         Some(Command::Serve(args)) => serve(&args),
         Some(Command::Agent(args)) => agent(args),
         None => serve(&cli.serve),

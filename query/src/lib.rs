@@ -12,6 +12,7 @@ pub mod limits;
 pub mod logql;
 pub mod promql;
 pub mod raw;
+pub mod rules;
 pub mod sql;
 pub mod syntax;
 pub mod trace;

@@ -4,6 +4,7 @@
 //! error of the file at once.
 
 pub mod check;
+pub mod rules;
 mod shown;
 pub mod tenants;
 pub mod units;
@@ -12,7 +13,7 @@ pub mod yaml;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -71,6 +72,8 @@ struct File {
     sources: BTreeMap<String, serde_json::Value>,
     transforms: BTreeMap<String, serde_json::Value>,
     sinks: BTreeMap<String, serde_json::Value>,
+    rules: Vec<rules::Entry>,
+    alerting: rules::Alerting,
     /// Run by `sightline test`.
     tests: Vec<serde_json::Value>,
 }
@@ -163,6 +166,7 @@ pub struct Config {
     /// Names that transforms and sinks take from.
     pub named_inputs: BTreeSet<String>,
     pub pipeline: PipelineConfig,
+    pub rules: rules::Checked,
 }
 
 impl Config {
@@ -203,7 +207,7 @@ impl Config {
         };
         let empty = Document::parse("").expect("an empty text is an empty document");
         let mut problems = Vec::new();
-        let config = build(document.as_ref().unwrap_or(&empty), args, &mut problems);
+        let config = build(document.as_ref().unwrap_or(&empty), args, &rules::base(&name), &mut problems);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(ConfigError(lines(&name, problems))),
@@ -215,7 +219,7 @@ impl Config {
 pub fn check(text: &str, name: &str) -> Result<(), ConfigError> {
     let document = parse(text, name)?;
     let mut problems = Vec::new();
-    build(&document, &ServeArgs::default(), &mut problems);
+    build(&document, &ServeArgs::default(), &rules::base(name), &mut problems);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(lines(name, problems))) }
 }
 
@@ -230,7 +234,7 @@ pub struct Outcome {
 pub fn test(text: &str, name: &str) -> Result<Vec<Outcome>, ConfigError> {
     let document = parse(text, name)?;
     let mut problems = Vec::new();
-    build(&document, &ServeArgs::default(), &mut problems);
+    build(&document, &ServeArgs::default(), &rules::base(name), &mut problems);
     let file: Option<File> = check::read(&document, "", &document.value, &mut Vec::new());
     let Some(file) = file.filter(|_| problems.is_empty()) else { return Err(ConfigError(lines(name, problems))) };
     let sources = components(&document, "sources", &file.sources, &mut problems);
@@ -275,7 +279,7 @@ fn lines(name: &str, mut problems: Vec<Problem>) -> Vec<String> {
     problems.into_iter().map(|p| format!("{name}:{p}")).collect()
 }
 
-fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> Option<Config> {
+fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<Problem>) -> Option<Config> {
     let before = problems.len();
     let file: File = check::read(document, "", &document.value, problems)?;
     let at = |path: &str, message: String| Problem { place: document.place(path), path: path.to_owned(), message };
@@ -314,6 +318,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         found.push(at("elasticsearch.version", message));
     }
     problems.append(&mut found);
+    let rules = rules::check(document, &file.rules, &file.alerting, base, problems);
     let sources = components(document, "sources", &file.sources, problems);
     let pipeline = PipelineConfig {
         transforms: components(document, "transforms", &file.transforms, problems),
@@ -370,6 +375,7 @@ fn build(document: &Document, args: &ServeArgs, problems: &mut Vec<Problem>) -> 
         sources,
         named_inputs,
         pipeline,
+        rules,
     })
 }
 
@@ -618,10 +624,10 @@ mod tests {
         let text = "storage: {store: s3://logs/prod, cache_bytes: 1GiB}\n";
         let document = Document::parse(text).unwrap();
         let mut problems = Vec::new();
-        let store = build(&document, &ServeArgs::default(), &mut problems).unwrap().store;
+        let store = build(&document, &ServeArgs::default(), Path::new("."), &mut problems).unwrap().store;
         assert_eq!((store.bucket.unwrap().to_string().as_str(), store.cache_bytes), ("s3://logs/prod", 1 << 30));
         let args = ServeArgs { store: Some("s3://other".into()), ..ServeArgs::default() };
-        let store = build(&document, &args, &mut problems).unwrap().store;
+        let store = build(&document, &args, Path::new("."), &mut problems).unwrap().store;
         assert_eq!(store.bucket.unwrap().to_string(), "s3://other");
         assert!(problems.is_empty(), "{problems:?}");
         let ConfigError(lines) = check("storage: {store: gs://x}\n", "f.yaml").unwrap_err();
@@ -633,10 +639,13 @@ mod tests {
         let document =
             Document::parse("memory_limit: 96MiB\nstorage: {flush_bytes: 64KiB, flush_age: 300ms}\n").unwrap();
         let mut problems = Vec::new();
-        let config = build(&document, &ServeArgs::default(), &mut problems).unwrap();
+        let config = build(&document, &ServeArgs::default(), Path::new("."), &mut problems).unwrap();
         assert_eq!((config.store.flush_bytes, config.store.flush_age), (64 << 10, Duration::from_millis(300)));
         let document = Document::parse("memory_limit: 96MiB\nstorage: {flush_bytes: 1GiB}\n").unwrap();
-        assert_eq!(build(&document, &ServeArgs::default(), &mut problems).unwrap().store.flush_bytes, 16 << 20);
+        assert_eq!(
+            build(&document, &ServeArgs::default(), Path::new("."), &mut problems).unwrap().store.flush_bytes,
+            16 << 20
+        );
         assert!(problems.is_empty(), "{problems:?}");
         let ConfigError(lines) = check("storage: {promote: [a.b, a_b]}\n", "f.yaml").unwrap_err();
         assert!(lines[0].contains("same column a_a_b"), "{lines:?}");

@@ -20,6 +20,7 @@ mod own_telemetry;
 mod power_cut;
 mod prometheus;
 mod promql_differential;
+mod rules;
 mod server;
 mod skip;
 mod smoke;

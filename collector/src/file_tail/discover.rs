@@ -123,6 +123,13 @@ pub fn rotated<'a>(paths: impl IntoIterator<Item = &'a Path>) -> HashMap<PathBuf
     out
 }
 
+/// The files that a pattern names: `*` and `?` within one folder, `**` for any depth.
+pub fn paths(pattern: &str) -> BTreeSet<PathBuf> {
+    let mut out = BTreeSet::new();
+    glob(pattern, &mut out);
+    out
+}
+
 /// Adds the files that `pattern` names: `*` and `?` within one folder, `**` for any depth. Symbolic links to files count.
 fn glob(pattern: &str, out: &mut BTreeSet<PathBuf>) {
     let start = PathBuf::from(if pattern.starts_with('/') { "/" } else { "." });

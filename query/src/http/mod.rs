@@ -11,6 +11,7 @@ pub mod prometheus;
 mod prometheus_admin;
 mod receipt;
 pub mod router;
+pub mod rules;
 mod same_site;
 pub mod sql;
 mod sql_encode;

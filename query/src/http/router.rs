@@ -11,11 +11,12 @@ use storage::Store;
 use super::{
     compressed::compressed,
     cross_origin::{Origins, cross_origin},
-    export, loki, prometheus, prometheus_admin, sql, tempo,
+    export, loki, prometheus, prometheus_admin, rules, sql, tempo,
 };
 use crate::{
     limits::Limits,
     promql::{Engine, EngineOptions},
+    rules::ruler::Ruler,
     sql::SqlEngine,
 };
 
@@ -27,6 +28,8 @@ pub struct QueryConfig {
     pub about: prometheus::About,
     /// Other sites whose pages may read the Prometheus API.
     pub origins: Origins,
+    /// Whose rules and alerts are shown.
+    pub ruler: Option<Ruler>,
 }
 
 /// The Prometheus API under `/api/v1` and `/prometheus/api/v1` with `/federate` beside it, SQL at `/api/v1/sql`, Tempo's
@@ -37,11 +40,12 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
     let federation = prometheus::federation(api.clone()).layer(middleware::from_fn(compressed));
     let prometheus = prometheus::router(api)
         .merge(prometheus_admin::router(store.clone()))
+        .merge(rules::router(config.ruler.clone()))
         .layer(middleware::from_fn(compressed))
         .layer(middleware::from_fn_with_state(config.origins, cross_origin));
     let loki = loki::routes_within(store.clone(), config.limits.clone());
     let export = export::router(store.clone(), config.limits.clone());
-    let sql = sql::router(SqlEngine::new(store.clone(), config.limits));
+    let sql = sql::router(SqlEngine::new(store.clone(), config.limits.clone()));
     let tempo = tempo::router(tempo::Api::new(store));
     Router::new()
         .nest("/api/v1", prometheus.clone().merge(sql))
@@ -52,6 +56,7 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
         .nest("/tempo", tempo)
         .merge(loki)
         .merge(export)
+        .merge(rules::lifecycle(config.ruler))
         .layer(middleware::map_response(say_when))
 }
 

@@ -11,6 +11,7 @@ mod engine;
 mod eval;
 pub mod functions;
 pub mod histogram;
+pub mod notation;
 mod parser;
 pub mod print;
 mod tree_json;

@@ -1,15 +1,15 @@
 //! The script language of Prometheus' PromQL tests: `load`, `clear`, `eval` and what is expected.
 
-mod points;
-
 use std::collections::BTreeMap;
 
-use points::{Points, parse_points};
 use query::{
     annotations::Annotations,
     error::QueryError,
     limits::Limits,
-    promql::{Engine, EngineOptions, InstantRequest, Point, RangeRequest, Value, parse, parse_duration_ms},
+    promql::{
+        Engine, EngineOptions, InstantRequest, Point, RangeRequest, Value,
+        notation::{self as points, Points, duration, labels_of, parse_points, series, split_series},
+    },
 };
 use storage::{
     Append, Store, StoreConfig,
@@ -81,73 +81,6 @@ pub async fn run(text: &str) -> Outcome {
         at = end;
     }
     out
-}
-
-fn duration(text: &str) -> Result<i64, String> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Ok((seconds * 1000.0).round() as i64);
-    }
-    match text.strip_prefix('-') {
-        Some(rest) => parse_duration_ms(rest).map(|v| -v),
-        None => parse_duration_ms(text),
-    }
-    .ok_or_else(|| format!("bad duration {text:?}"))
-}
-
-/// `name{a="b"} points`: labels and the rest.
-fn series(line: &str) -> Result<(Labels, &str), String> {
-    let (head, rest) = split_series(line);
-    let labels = if head == "{}" { Labels::default() } else { labels_of(head)? };
-    Ok((labels, rest))
-}
-
-fn split_series(line: &str) -> (&str, &str) {
-    let mut quoted = false;
-    let mut depth = 0;
-    let mut end = line.len();
-    let mut escaped = false;
-    for (i, c) in line.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            '{' if !quoted => depth += 1,
-            '}' if !quoted => depth -= 1,
-            ' ' | '\t' if !quoted && depth == 0 && !line[i..].trim_start().starts_with('{') => {
-                end = i;
-                break;
-            }
-            // `{...} {{histogram}}`
-            ' ' | '\t' if !quoted && depth == 0 && line[i..].trim_start().starts_with("{{") => {
-                end = i;
-                break;
-            }
-            _ => {}
-        }
-    }
-    (line[..end].trim(), line[end..].trim())
-}
-
-fn labels_of(text: &str) -> Result<Labels, String> {
-    // The series syntax is that of a selector with equalities; empty values vanish.
-    let (name, rest) = match text.find('{') {
-        Some(i) => (&text[..i], text[i..].trim_start_matches('{').trim_end_matches('}')),
-        None => (text, ""),
-    };
-    let selector = format!(
-        "{{{rest}{}zzz_all=\"x\"}}",
-        if rest.trim().is_empty() || rest.trim().ends_with(',') { "" } else { "," }
-    );
-    let expr = parse(&selector).map_err(|e| format!("{text}: {e}"))?;
-    let query::promql::ast::ExprKind::Selector(s) = expr.kind else { return Err(format!("bad series {text:?}")) };
-    let mut labels = Labels::default();
-    for m in s.matchers.iter().filter(|m| m.name() != "zzz_all") {
-        labels.set(m.name(), m.value());
-    }
-    if !name.trim().is_empty() {
-        labels.set("__name__", name.trim());
-    }
-    Ok(labels)
 }
 
 async fn load(store: &Store, line: &str, body: &[&str]) -> Result<(), String> {

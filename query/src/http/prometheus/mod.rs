@@ -97,12 +97,9 @@ pub fn router(api: Api) -> Router {
         .route("/format_query", get(handler!(text::format)).post(handler!(text::format)))
         .route("/parse_query", get(handler!(text::parse)).post(handler!(text::parse)))
         .route("/read", post(remote_read::read))
-        .route("/rules", get(|| async { fixed(r#"{"groups":[]}"#) }))
-        .route("/alerts", get(|| async { fixed(r#"{"alerts":[]}"#) }))
         .route("/targets", get(|| async { fixed(r#"{"activeTargets":[],"droppedTargets":[]}"#) }))
         .route("/targets/metadata", get(|| async { fixed("[]") }))
         .route("/scrape_pools", get(|| async { fixed(r#"{"scrapePools":[]}"#) }))
-        .route("/alertmanagers", get(|| async { fixed(r#"{"activeAlertmanagers":[],"droppedAlertmanagers":[]}"#) }))
         .with_state(api)
 }
 

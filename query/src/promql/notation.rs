@@ -1,14 +1,92 @@
-//! Points of series: numbers, gaps, stale markers, histograms and their expansions.
+//! The notation of series in test files: `name{a="b"} 1+2x3 _ stale {{schema:0 count:1}}`: numbers, gaps, stale markers,
+//! histograms and their expansions. Prometheus' tests and promtool's unit tests are written in it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use query::promql::{
-    Point, STALE_NAN_BITS,
-    histogram::{CUSTOM_SCHEMA, Histogram, ResetHint},
-};
 use storage::model::{Labels, batch::HistogramRow};
 
+use super::{
+    Point, STALE_NAN_BITS, ast,
+    histogram::{CUSTOM_SCHEMA, Histogram, ResetHint},
+    parse, parse_duration_ms,
+};
+
 pub type Points = Vec<Point>;
+
+/// Points that one expansion may make.
+const EXPANSION_MAX: usize = 1_000_000;
+
+/// Seconds, or a Prometheus duration with a sign, in ms.
+pub fn duration(text: &str) -> Result<i64, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Ok((seconds * 1000.0).round() as i64);
+    }
+    match text.strip_prefix('-') {
+        Some(rest) => parse_duration_ms(rest).map(|v| -v),
+        None => parse_duration_ms(text),
+    }
+    .ok_or_else(|| format!("bad duration {text:?}"))
+}
+
+/// `name{a="b"} points`: labels and the rest.
+pub fn series(line: &str) -> Result<(Labels, &str), String> {
+    let (head, rest) = split_series(line);
+    let labels = if head == "{}" { Labels::default() } else { labels_of(head)? };
+    Ok((labels, rest))
+}
+
+/// A line of a series: what names it, and the rest.
+pub fn split_series(line: &str) -> (&str, &str) {
+    let mut quoted = false;
+    let mut depth = 0;
+    let mut end = line.len();
+    let mut escaped = false;
+    for (i, c) in line.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '{' if !quoted => depth += 1,
+            '}' if !quoted => depth -= 1,
+            ' ' | '\t' if !quoted && depth == 0 && !line[i..].trim_start().starts_with('{') => {
+                end = i;
+                break;
+            }
+            // `{...} {{histogram}}`
+            ' ' | '\t' if !quoted && depth == 0 && line[i..].trim_start().starts_with("{{") => {
+                end = i;
+                break;
+            }
+            _ => {}
+        }
+    }
+    (line[..end].trim(), line[end..].trim())
+}
+
+pub fn labels_of(text: &str) -> Result<Labels, String> {
+    // The series syntax is that of a selector with equalities; empty values vanish.
+    let (name, rest) = match text.find('{') {
+        Some(i) => match text[i + 1..].strip_suffix('}') {
+            Some(inner) => (&text[..i], inner),
+            None => return Err(format!("series {text:?} does not end with a brace")),
+        },
+        None => (text, ""),
+    };
+    let selector = format!(
+        "{{{rest}{}zzz_all=\"x\"}}",
+        if rest.trim().is_empty() || rest.trim().ends_with(',') { "" } else { "," }
+    );
+    let expr = parse(&selector).map_err(|e| format!("{text}: {e}"))?;
+    let ast::ExprKind::Selector(s) = expr.kind else { return Err(format!("bad series {text:?}")) };
+    let mut labels = Labels::default();
+    for m in s.matchers.iter().filter(|m| m.name() != "zzz_all") {
+        labels.set(m.name(), m.value());
+    }
+    if !name.trim().is_empty() {
+        labels.set("__name__", name.trim());
+    }
+    Ok(labels)
+}
 
 pub fn number(text: &str) -> Result<f64, String> {
     let (sign, rest) = match text.strip_prefix('-') {
@@ -39,7 +117,7 @@ pub fn parse_points(text: &str) -> Result<Points, String> {
             out.push(Point::Float(f64::from_bits(STALE_NAN_BITS)));
         } else if let Some(rest) = item.strip_prefix('_') {
             let n = match rest.strip_prefix('x') {
-                Some(n) => n.parse().map_err(|_| format!("bad gap {item:?}"))?,
+                Some(n) => times(n).ok_or_else(|| format!("bad gap {item:?}"))?,
                 None => 1,
             };
             out.extend(std::iter::repeat_n(Point::None, n));
@@ -50,12 +128,17 @@ pub fn parse_points(text: &str) -> Result<Points, String> {
     Ok(out)
 }
 
+/// How often an expansion repeats, at most [`EXPANSION_MAX`].
+fn times(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|n| *n <= EXPANSION_MAX)
+}
+
 /// Start times relative to each sample; `_` for none.
 pub fn parse_starts(text: &str) -> Result<Vec<Option<i64>>, String> {
     let mut out = Vec::new();
     for item in items(text) {
         let (value, n) = match item.rsplit_once('x') {
-            Some((v, n)) if n.parse::<usize>().is_ok() => (v, n.parse::<usize>().unwrap_or(0)),
+            Some((v, n)) if times(n).is_some() => (v, times(n).unwrap_or(0)),
             _ => (item.as_str(), 0),
         };
         if value == "_" {
@@ -67,12 +150,12 @@ pub fn parse_starts(text: &str) -> Result<Vec<Option<i64>>, String> {
         let body = value.trim_start_matches(['-', '+']);
         let (base, slope) = match body.find(['+', '-']) {
             Some(i) if n > 0 => {
-                let slope = super::duration(&body[i + 1..])?;
+                let slope = duration(&body[i + 1..])?;
                 (&body[..i], if body.as_bytes()[i] == b'-' { -slope } else { slope })
             }
             _ => (body, 0),
         };
-        let base = sign * super::duration(base)?;
+        let base = sign * duration(base)?;
         (0..=n as i64).for_each(|i| out.push(Some(base + slope * i)));
     }
     Ok(out)
@@ -114,7 +197,7 @@ fn float_item(item: &str, out: &mut Points) -> Result<(), String> {
         out.push(Point::Float(number(item)?));
         return Ok(());
     };
-    let n: usize = n.parse().map_err(|_| format!("bad expansion {item:?}"))?;
+    let n = times(n).ok_or_else(|| format!("bad expansion {item:?}"))?;
     // The sign of the step is the last one that is not an exponent's or the number's own.
     let split = head
         .char_indices()
@@ -146,7 +229,7 @@ fn histogram_item(item: &str, out: &mut Points) -> Result<(), String> {
         return Ok(());
     }
     let (middle, n) = rest.rsplit_once('x').ok_or_else(|| format!("bad histogram expansion {item:?}"))?;
-    let n: usize = n.parse().map_err(|_| format!("bad histogram expansion {item:?}"))?;
+    let n = times(n).ok_or_else(|| format!("bad histogram expansion {item:?}"))?;
     let step = match middle.chars().next() {
         None => None,
         Some(sign) => Some((sign, parse_histogram(&middle[1..])?)),

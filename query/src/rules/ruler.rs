@@ -1,0 +1,566 @@
+//! All groups at work: loads rule files and looks for changes, runs each group on its schedule, keeps its state, and shows
+//! how everything stands.
+//!
+//! A bad file changes nothing: the rules in force stay, and the fault is in the log, in a metric and in the answer to
+//! whoever asked for the reload.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::RwLock;
+use storage::{
+    Store,
+    metrics::MetricLine,
+    model::{Labels, TenantId},
+    vfs::Clock,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{Id, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    alerting::{Alert, AlertState},
+    file::{self, FileError, Rule, RuleGroup},
+    group::{Counts, Group, Health, Schedule, Site},
+    notify::{Notice, Notifier, NotifySettings},
+    state::StateFile,
+};
+use crate::promql::Engine;
+
+/// How often rule files are looked at for changes.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Reloads that may wait for their turn.
+const RELOADS_WAITING: usize = 8;
+
+/// Rule files of one tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleSource {
+    pub tenant: TenantId,
+    /// Paths with wildcards.
+    pub files: Vec<String>,
+}
+
+/// What the ruler is told.
+#[derive(Clone, Debug, Default)]
+pub struct RulerSettings {
+    pub sources: Vec<RuleSource>,
+    /// Of groups that name no interval.
+    pub interval: Duration,
+    pub external_labels: Labels,
+    /// Where this process is reached from outside, without a slash at its end.
+    pub external_url: String,
+    /// Where the state of alerts is kept.
+    pub state_dir: PathBuf,
+    pub notify: NotifySettings,
+}
+
+/// The files that a pattern names.
+pub type Discover = Arc<dyn Fn(&str) -> Vec<PathBuf> + Send + Sync>;
+
+/// How a group stands, as the API shows it.
+#[derive(Clone, Debug)]
+pub struct GroupView {
+    pub key: String,
+    pub tenant: TenantId,
+    pub file: Arc<str>,
+    pub definition: Arc<RuleGroup>,
+    pub interval_ms: i64,
+    pub seconds: f64,
+    pub last_ms: Option<i64>,
+    pub rules: Vec<RuleView>,
+    counts: Counts,
+}
+
+#[derive(Clone, Debug)]
+pub struct RuleView {
+    pub rule: Arc<Rule>,
+    pub health: Health,
+    pub seconds: f64,
+    pub last_ms: Option<i64>,
+    pub state: AlertState,
+    /// Pending and firing ones.
+    pub alerts: Vec<Alert>,
+}
+
+/// A handle on the rules. Clones share them.
+#[derive(Clone)]
+pub struct Ruler(Arc<Inner>);
+
+impl std::fmt::Debug for Ruler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ruler").field("sources", &self.0.settings.sources).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    settings: RulerSettings,
+    engine: Engine,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    discover: Discover,
+    notifier: Notifier,
+    /// By tenant, file and name.
+    views: RwLock<BTreeMap<(TenantId, Arc<str>, String), Arc<GroupView>>>,
+    reloads: AtomicU64,
+    reloads_failed: AtomicU64,
+    in_force_is_latest: AtomicBool,
+    state_failures: AtomicU64,
+    requests: mpsc::Sender<oneshot::Sender<Result<usize, Vec<FileError>>>>,
+}
+
+/// The ruler's tasks.
+pub struct Running {
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// A group of a file, with the tenant it runs under.
+type Loaded = (TenantId, String, RuleGroup);
+
+/// Reads all files of all sources; every fault of every file at once. Blocks.
+pub fn load(sources: &[RuleSource], discover: &Discover) -> Result<Vec<Loaded>, Vec<FileError>> {
+    let (mut out, mut errors) = (Vec::new(), Vec::new());
+    for source in sources {
+        for path in paths(source, discover) {
+            let name = path.display().to_string();
+            match file::read(&path) {
+                Ok(read) => out.extend(read.groups.into_iter().map(|g| (source.tenant.clone(), name.clone(), g))),
+                Err(e) => errors.push(e),
+            }
+        }
+    }
+    if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+/// Each file once. A pattern without wildcards names a file that must be there.
+fn paths(source: &RuleSource, discover: &Discover) -> Vec<PathBuf> {
+    let mut out: Vec<PathBuf> = Vec::new();
+    for pattern in &source.files {
+        let found = match pattern.contains(['*', '?']) {
+            true => discover(pattern),
+            false => vec![PathBuf::from(pattern)],
+        };
+        for path in found {
+            if !out.contains(&path) {
+                out.push(path);
+            }
+        }
+    }
+    out
+}
+
+/// What tells whether files have changed: names, times and sizes.
+type Seen = Vec<(PathBuf, Option<(SystemTime, u64)>)>;
+
+fn seen(sources: &[RuleSource], discover: &Discover) -> Seen {
+    let mark = |p: &Path| {
+        let meta = std::fs::metadata(p).ok()?;
+        Some((meta.modified().ok()?, meta.len()))
+    };
+    sources.iter().flat_map(|s| paths(s, discover)).map(|p| (p.clone(), mark(&p))).collect()
+}
+
+impl Ruler {
+    /// Loads the rules and begins. Errors with everything that is wrong in the files.
+    pub async fn start(
+        mut settings: RulerSettings,
+        engine: Engine,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        discover: Discover,
+    ) -> Result<(Ruler, Running), Vec<FileError>> {
+        let (requests, inbox) = mpsc::channel(RELOADS_WAITING);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let notifier = Notifier::start(std::mem::take(&mut settings.notify), &mut tasks, &stop);
+        let inner = Arc::new(Inner {
+            settings,
+            engine,
+            store,
+            clock,
+            discover,
+            notifier,
+            views: RwLock::default(),
+            reloads: AtomicU64::new(0),
+            reloads_failed: AtomicU64::new(0),
+            in_force_is_latest: AtomicBool::new(true),
+            state_failures: AtomicU64::new(0),
+            requests,
+        });
+        let (first, groups) = inner.read_files().await;
+        let mut work = Work { inner: inner.clone(), groups: HashMap::new(), tasks: JoinSet::new(), seen: first };
+        work.apply(groups?).await;
+        tasks.spawn(work.run(inbox, stop.clone()));
+        Ok((Ruler(inner), Running { tasks, stop }))
+    }
+
+    /// Reads the files again. The number of groups now in force, or why the former stay.
+    pub async fn reload(&self) -> Result<usize, Vec<FileError>> {
+        let (answer, wait) = oneshot::channel();
+        let closed = || vec![FileError { file: "rules".into(), problems: Vec::new() }];
+        self.0.requests.send(answer).await.map_err(|_| closed())?;
+        wait.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Groups of a tenant, by file and name.
+    pub fn groups(&self, tenant: &TenantId) -> Vec<Arc<GroupView>> {
+        self.0.views.read().values().filter(|g| g.tenant == *tenant).cloned().collect()
+    }
+
+    /// Addresses that alerts are sent to.
+    pub fn alertmanagers(&self) -> Vec<String> {
+        self.0.notifier.alertmanagers().collect()
+    }
+
+    /// Our own figures.
+    pub fn metrics(&self) -> Vec<MetricLine> {
+        let line = |name, help, kind, labels, value| MetricLine { name, help, kind, labels, value };
+        let get = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+        let views: Vec<Arc<GroupView>> = self.0.views.read().values().cloned().collect();
+        let mut out = vec![
+            line("rules_reloads_total", "Rule files read.", "counter", vec![], get(&self.0.reloads)),
+            line(
+                "rules_reloads_failed_total",
+                "Rule files read and found faulty; the former rules stayed.",
+                "counter",
+                vec![],
+                get(&self.0.reloads_failed),
+            ),
+            line(
+                "rules_in_force_are_latest",
+                "1: the rules in force are those of the files.",
+                "gauge",
+                vec![],
+                f64::from(u8::from(self.0.in_force_is_latest.load(Ordering::Relaxed))),
+            ),
+            line(
+                "rules_state_write_failures_total",
+                "State of alerts that could not be written.",
+                "counter",
+                vec![],
+                get(&self.0.state_failures),
+            ),
+        ];
+        type Read = fn(&GroupView) -> f64;
+        let families: [(&'static str, &'static str, &'static str, Read); 9] = [
+            ("rules_group_rules", "Rules of the group.", "gauge", |g| g.rules.len() as f64),
+            ("rules_group_interval_seconds", "Time between evaluations of the group.", "gauge", |g| {
+                g.interval_ms as f64 / 1000.0
+            }),
+            ("rules_group_last_duration_seconds", "How long the last evaluation took.", "gauge", |g| g.seconds),
+            ("rules_group_last_evaluation_timestamp_seconds", "The time of the last evaluation.", "gauge", |g| {
+                g.last_ms.unwrap_or(0) as f64 / 1000.0
+            }),
+            ("rules_evaluations_total", "Evaluations of rules.", "counter", |g| g.counts.evaluations as f64),
+            ("rules_evaluation_failures_total", "Evaluations of rules that failed.", "counter", |g| {
+                g.counts.failures as f64
+            }),
+            (
+                "rules_group_missed_evaluations_total",
+                "Evaluations of the group that came too late and were left out.",
+                "counter",
+                |g| g.counts.missed as f64,
+            ),
+            ("rules_samples_written_total", "Samples that rules wrote.", "counter", |g| g.counts.samples as f64),
+            ("rules_samples_lost_total", "Samples that rules gave and the store refused.", "counter", |g| {
+                g.counts.samples_lost as f64
+            }),
+        ];
+        out.extend(self.0.notifier.metrics());
+        for (name, help, kind, read) in families {
+            out.extend(views.iter().map(|g| line(name, help, kind, vec![("rule_group", g.key.clone())], read(g))));
+        }
+        out
+    }
+}
+
+impl Running {
+    /// Ends after the evaluations at work, at the latest after `limit`.
+    pub async fn stop(mut self, limit: Duration) -> bool {
+        self.stop.cancel();
+        let ended = async {
+            while let Some(done) = self.tasks.join_next().await {
+                if let Err(e) = done {
+                    tracing::error!(error = %e, "the ruler panicked");
+                }
+            }
+        };
+        tokio::time::timeout(limit, ended).await.is_ok()
+    }
+}
+
+impl Inner {
+    fn now_ms(&self) -> i64 {
+        self.clock.now().nanos().div_euclid(1_000_000)
+    }
+
+    async fn read_files(self: &Arc<Self>) -> (Seen, Result<Vec<Loaded>, Vec<FileError>>) {
+        let inner = self.clone();
+        let read = move || {
+            let before = seen(&inner.settings.sources, &inner.discover);
+            (before, load(&inner.settings.sources, &inner.discover))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| {
+            let problem = super::yaml::Problem {
+                place: Default::default(),
+                about: String::new(),
+                message: format!("reading the files panicked: {e}"),
+            };
+            (Seen::new(), Err(vec![FileError { file: "rules".into(), problems: vec![problem] }]))
+        })
+    }
+
+    fn site(&self, tenant: &TenantId) -> Site {
+        Site {
+            engine: self.engine.clone(),
+            store: self.store.clone(),
+            tenant: tenant.clone(),
+            external_labels: Arc::new(self.settings.external_labels.clone()),
+            external_url: self.settings.external_url.as_str().into(),
+        }
+    }
+
+    fn state_file(&self, key: &str) -> StateFile {
+        StateFile::of(&self.settings.state_dir, key)
+    }
+
+    fn show(&self, tenant: &TenantId, group: &Group) {
+        let rule = |r: &super::group::ActiveRule| RuleView {
+            rule: r.rule.clone(),
+            health: r.health.clone(),
+            seconds: r.seconds,
+            last_ms: r.last_ms,
+            state: r.alerts.state(),
+            alerts: r.alerts.active().cloned().collect(),
+        };
+        let view = GroupView {
+            key: group.key.clone(),
+            tenant: tenant.clone(),
+            file: group.file.clone(),
+            definition: group.definition.clone(),
+            interval_ms: group.interval_ms,
+            seconds: group.seconds,
+            last_ms: group.last_ms,
+            rules: group.rules.iter().map(rule).collect(),
+            counts: group.counts,
+        };
+        let key = (tenant.clone(), group.file.clone(), group.definition.name.clone());
+        self.views.write().insert(key, Arc::new(view));
+    }
+
+    /// Evaluates a group on its schedule until told to stop; gives it back then.
+    async fn run_group(self: Arc<Self>, tenant: TenantId, mut group: Group, stop: CancellationToken) -> Group {
+        let site = self.site(&tenant);
+        let schedule = Schedule::new(&group.key, group.interval_ms);
+        let mut last = group.last_ms.unwrap_or_else(|| self.now_ms());
+        let mut mark = group.state_mark();
+        self.show(&tenant, &group);
+        loop {
+            let wait = schedule.after(last).saturating_sub(self.now_ms()).clamp(1, group.interval_ms);
+            tokio::select! {
+                () = stop.cancelled() => return group,
+                () = tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())) => {}
+            }
+            let now = self.now_ms();
+            // The wall clock went back: begin from there.
+            if now < last - group.interval_ms {
+                last = now;
+            }
+            let Some(due) = schedule.due(last, now) else { continue };
+            last = due.at;
+            group.counts.missed += due.missed;
+            group.evaluate(due.at, &site).await;
+            let next_mark = group.state_mark();
+            if next_mark != mark || group.has_pending() {
+                mark = next_mark;
+                self.keep(&group, due.at).await;
+            }
+            self.tell(&mut group, due.at, &site);
+            self.show(&tenant, &group);
+        }
+    }
+
+    /// Hands over what is to be told now. After the state is written: what is told of is not forgotten.
+    fn tell(&self, group: &mut Group, at_ms: i64, site: &Site) {
+        if self.notifier.is_empty() {
+            return;
+        }
+        let resend_ms = self.notifier.resend_ms();
+        let believed_ms = resend_ms.max(group.interval_ms).saturating_mul(4);
+        let due = group.due(at_ms, resend_ms);
+        let notices: Vec<Notice> =
+            due.iter().map(|(rule, alert)| Notice::of(alert, rule, site, at_ms, believed_ms)).collect();
+        if !notices.is_empty() {
+            self.notifier.notify(&notices);
+        }
+    }
+
+    /// Writes the state of a group's alerts.
+    async fn keep(&self, group: &Group, at_ms: i64) {
+        let (file, text) = (self.state_file(&group.key), group.state(at_ms));
+        let saved = tokio::task::spawn_blocking(move || file.save(&text)).await;
+        let error = match saved {
+            Ok(Ok(())) => return,
+            Ok(Err(e)) => e.to_string(),
+            Err(e) => e.to_string(),
+        };
+        self.state_failures.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(group = %group.key, error, "state of alerts cannot be written; a restart would forget changes");
+    }
+}
+
+/// A group in force.
+struct Slot {
+    tenant: TenantId,
+    file: String,
+    definition: RuleGroup,
+    task: Id,
+    stop: CancellationToken,
+}
+
+/// The owner of the groups' tasks.
+struct Work {
+    inner: Arc<Inner>,
+    groups: HashMap<String, Slot>,
+    tasks: JoinSet<Group>,
+    seen: Seen,
+}
+
+impl Work {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<oneshot::Sender<Result<usize, Vec<FileError>>>>,
+        stop: CancellationToken,
+    ) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(answer) = inbox.recv() => {
+                    let result = self.reload().await;
+                    let _ = answer.send(result);
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    if let Err(e) = ended {
+                        self.revive(e.id(), &e.to_string()).await;
+                    }
+                }
+                _ = look.tick() => {
+                    let inner = self.inner.clone();
+                    let now = tokio::task::spawn_blocking(move || seen(&inner.settings.sources, &inner.discover)).await;
+                    if now.is_ok_and(|now| now != self.seen) {
+                        // The faults are in the log.
+                        let _ = self.reload().await;
+                    }
+                }
+            }
+        }
+        self.groups.values().for_each(|slot| slot.stop.cancel());
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    async fn reload(&mut self) -> Result<usize, Vec<FileError>> {
+        let (seen, groups) = self.inner.read_files().await;
+        self.seen = seen;
+        self.inner.reloads.fetch_add(1, Ordering::Relaxed);
+        self.inner.in_force_is_latest.store(groups.is_ok(), Ordering::Relaxed);
+        match groups {
+            Ok(groups) => {
+                self.apply(groups).await;
+                tracing::info!(groups = self.groups.len(), "rules loaded");
+                Ok(self.groups.len())
+            }
+            Err(errors) => {
+                self.inner.reloads_failed.fetch_add(1, Ordering::Relaxed);
+                for e in &errors {
+                    tracing::error!(error = %e, "rule file is faulty; the former rules stay in force");
+                }
+                Err(errors)
+            }
+        }
+    }
+
+    /// Puts the groups in force; those that did not change go on undisturbed.
+    async fn apply(&mut self, loaded: Vec<Loaded>) {
+        let default_ms = i64::try_from(self.inner.settings.interval.as_millis()).unwrap_or(i64::MAX).max(1);
+        let mut wanted: BTreeMap<String, (TenantId, String, Group)> = BTreeMap::new();
+        for (tenant, file, definition) in loaded {
+            let group = Group::new(&tenant, &file, definition, default_ms);
+            wanted.insert(group.key.clone(), (tenant, file, group));
+        }
+        let same = |slot: &Slot, group: &Group| slot.definition == *group.definition;
+        let outdated: Vec<String> = self
+            .groups
+            .iter()
+            .filter(|(key, slot)| wanted.get(*key).is_none_or(|(_, _, g)| !same(slot, g)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        wanted.retain(|key, _| !self.groups.contains_key(key) || outdated.contains(key));
+        let mut former: HashMap<String, Group> = HashMap::new();
+        let ending: Vec<Slot> = outdated.iter().filter_map(|key| self.groups.remove(key)).collect();
+        ending.iter().for_each(|slot| slot.stop.cancel());
+        while former.len() < ending.len() {
+            match self.tasks.join_next().await {
+                Some(Ok(group)) => drop(former.insert(group.key.clone(), group)),
+                Some(Err(e)) => {
+                    tracing::error!(error = %e, "a rule group panicked while it was replaced");
+                    break;
+                }
+                None => break,
+            }
+        }
+        for slot in ending {
+            let key = format!("{};{};{}", slot.tenant, slot.file, slot.definition.name);
+            if !wanted.contains_key(&key) {
+                let name = (slot.tenant.clone(), Arc::from(slot.file.as_str()), slot.definition.name.clone());
+                self.inner.views.write().remove(&name);
+                if let Some(mut group) = former.remove(&key) {
+                    group.end_series(self.inner.now_ms(), &self.inner.site(&slot.tenant)).await;
+                }
+            }
+        }
+        for (key, (tenant, file, mut group)) in wanted {
+            match former.remove(&key) {
+                Some(before) => group.continues(before),
+                None => self.restore(&mut group).await,
+            }
+            self.spawn(tenant, file, group);
+        }
+    }
+
+    async fn restore(&self, group: &mut Group) {
+        let (file, now) = (self.inner.state_file(&group.key), self.inner.now_ms());
+        if let Ok(saved) = tokio::task::spawn_blocking(move || file.load(now)).await {
+            group.restore(saved);
+        }
+    }
+
+    fn spawn(&mut self, tenant: TenantId, file: String, group: Group) {
+        let stop = CancellationToken::new();
+        let (key, definition) = (group.key.clone(), group.definition.as_ref().clone());
+        let task = self.tasks.spawn(self.inner.clone().run_group(tenant.clone(), group, stop.clone())).id();
+        self.groups.insert(key, Slot { tenant, file, definition, task, stop });
+    }
+
+    /// A group whose task panicked begins again from its file.
+    async fn revive(&mut self, task: Id, why: &str) {
+        let Some(key) = self.groups.iter().find(|(_, s)| s.task == task).map(|(k, _)| k.clone()) else { return };
+        tracing::error!(group = %key, error = why, "rule group panicked; it begins again from its kept state");
+        let Some(slot) = self.groups.remove(&key) else { return };
+        let default_ms = i64::try_from(self.inner.settings.interval.as_millis()).unwrap_or(i64::MAX).max(1);
+        let mut group = Group::new(&slot.tenant, &slot.file, slot.definition, default_ms);
+        self.restore(&mut group).await;
+        self.spawn(slot.tenant, slot.file, group);
+    }
+}
