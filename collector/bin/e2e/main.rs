@@ -19,6 +19,7 @@ mod otel_sdk;
 mod own_telemetry;
 mod power_cut;
 mod prometheus;
+mod prometheus_reads;
 mod promql_differential;
 mod rules;
 mod server;

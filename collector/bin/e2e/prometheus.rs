@@ -18,9 +18,9 @@ use super::{
 /// How long to wait for what takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Prometheus {
+pub struct Prometheus {
     child: Child,
-    http: SocketAddr,
+    pub http: SocketAddr,
 }
 
 impl Drop for Prometheus {
@@ -31,17 +31,25 @@ impl Drop for Prometheus {
 }
 
 impl Prometheus {
-    fn start(dir: &Path, write_to: &Server) -> Prometheus {
+    /// Scrapes itself and remote-writes into a server.
+    pub fn start(dir: &Path, write_to: &Server) -> Prometheus {
+        Self::run(dir, |http| {
+            format!(
+                "global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}\n\
+                 scrape_configs:\n- job_name: self\n  static_configs: [{{targets: ['{http}']}}]\n\
+                 remote_write:\n- url: http://{}/api/v1/write\n  send_exemplars: true\n  \
+                 send_native_histograms: true\n  queue_config: {{batch_send_deadline: 200ms}}\n  \
+                 metadata_config: {{send_interval: 1s}}\n",
+                write_to.http
+            )
+        })
+    }
+
+    /// With a configuration that may name its own address; its data and its log (`prometheus.log`) rest in `dir`.
+    pub fn run(dir: &Path, config: impl FnOnce(SocketAddr) -> String) -> Prometheus {
         // Free a moment ago.
         let http = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
-        let config = format!(
-            "global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}\n\
-             scrape_configs:\n- job_name: self\n  static_configs: [{{targets: ['{http}']}}]\n\
-             remote_write:\n- url: http://{}/api/v1/write\n  send_exemplars: true\n  send_native_histograms: true\n  \
-             queue_config: {{batch_send_deadline: 200ms}}\n  metadata_config: {{send_interval: 1s}}\n",
-            write_to.http
-        );
-        std::fs::write(dir.join("prometheus.yml"), config).unwrap();
+        std::fs::write(dir.join("prometheus.yml"), config(http)).unwrap();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()))
@@ -56,7 +64,7 @@ impl Prometheus {
 }
 
 /// The `data.result` of an instant query, its series in the order of their labels.
-fn ask(at: SocketAddr, query: &str, time: f64) -> Vec<String> {
+pub fn ask(at: SocketAddr, query: &str, time: f64) -> Vec<String> {
     let answer = Client::new(at).get(&format!("/api/v1/query?query={}&time={time}", encode(query)));
     let Ok(answer) = answer else { return Vec::new() };
     if answer.status != 200 {
@@ -81,7 +89,7 @@ fn promtool(at: SocketAddr, query: &str, time: f64) -> String {
     lines.join("\n")
 }
 
-fn until<T>(what: &str, log: &Path, mut ready: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, log: &Path, mut ready: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = ready() {
@@ -93,10 +101,14 @@ fn until<T>(what: &str, log: &Path, mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+pub fn installed() -> bool {
+    let there = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    there("prometheus") && there("promtool")
+}
+
 #[test]
 fn what_prometheus_remote_writes_is_answered_as_prometheus_answers_it() {
-    let there = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !(there("prometheus") && there("promtool")) {
+    if !installed() {
         return skipped("Prometheus remote write", "prometheus and promtool (Debian package prometheus)");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -132,7 +144,7 @@ fn what_prometheus_remote_writes_is_answered_as_prometheus_answers_it() {
     }
     assert_eq!(got.len(), wanted.len());
 
-    // Without `rate` and its like: they look at their window otherwise since Prometheus 3.
+    // Without `rate` and its like: see `prometheus_reads`.
     for query in [
         "up",
         "sum by (code) (prometheus_http_requests_total)",

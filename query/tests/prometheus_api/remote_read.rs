@@ -40,6 +40,9 @@ async fn samples(router: &Router, queries: Vec<Query>) -> ReadResponse {
     ReadResponse::decode(&snap::raw::Decoder::new().decompress_vec(&body).unwrap()[..]).unwrap()
 }
 
+/// Query, labels, and kind and minutes of each chunk.
+type Shown = (i64, Vec<String>, Vec<(i32, i64, i64)>);
+
 /// The frames of a stream, their checksums checked.
 fn frames(mut body: &[u8]) -> Vec<ChunkedReadResponse> {
     let mut out = Vec::new();
@@ -132,7 +135,7 @@ async fn chunks_are_streamed_a_series_a_frame() {
     assert_eq!(headers["content-type"], "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse");
     assert!(!headers.contains_key("content-encoding"));
     let frames = frames(&body);
-    let shown: Vec<(i64, Vec<String>, Vec<(i32, i64, i64)>)> = frames
+    let shown: Vec<Shown> = frames
         .iter()
         .map(|f| {
             assert_eq!(f.chunked_series.len(), 1);
