@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -54,14 +55,19 @@ impl Weed {
         for folder in ["data", "home"] {
             fs::create_dir(dir.path().join(folder)).expect("the folder can be written");
         }
-        let taken: Vec<TcpListener> =
-            (0..9).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-        let ports: Vec<u16> = taken.iter().map(|l| l.local_addr().expect("bound").port()).collect();
-        drop(taken);
+        let ports = free_ports(FLAGS.len());
         let child = launch(&program, &dir, &ports);
-        let weed = Weed { program, dir, ports, child };
-        weed.wait_ready();
-        weed
+        let mut weed = Weed { program, dir, ports, child };
+        for _ in 0..STARTS {
+            if weed.is_ready() {
+                return weed;
+            }
+            // It has ended: somebody was faster with one of its ports.
+            weed.kill();
+            weed.ports = free_ports(FLAGS.len());
+            weed.child = launch(&weed.program, &weed.dir, &weed.ports);
+        }
+        panic!("weed does not start: {}", weed.log());
     }
 
     /// Address of the S3 API.
@@ -79,19 +85,23 @@ impl Weed {
     pub fn restart(&mut self) {
         self.kill();
         self.child = launch(&self.program, &self.dir, &self.ports);
-        self.wait_ready();
+        assert!(self.is_ready(), "weed does not start again: {}", self.log());
     }
 
-    /// Until a write goes through all of its parts.
-    fn wait_ready(&self) {
+    /// Waits until a write goes through all of its parts; `false` when it has ended.
+    fn is_ready(&mut self) -> bool {
         let end = Instant::now() + Duration::from_secs(60);
         let filer = SocketAddr::from(([127, 0, 0, 1], self.ports[4]));
         let bucket = format!("/buckets/{BUCKET}/");
         let ready = || put(filer, &bucket) && put(filer, "/ready") && TcpStream::connect(self.s3()).is_ok();
         while !ready() {
+            if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+                return false;
+            }
             assert!(Instant::now() < end, "weed is not ready: {}", self.log());
             std::thread::sleep(Duration::from_millis(100));
         }
+        true
     }
 
     fn log(&self) -> String {
@@ -105,6 +115,36 @@ impl Drop for Weed {
         self.kill();
     }
 }
+
+/// Ports that are free now, and that no connection is given by chance later: those lie higher.
+fn free_ports(n: usize) -> Vec<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    let mut out = Vec::with_capacity(n);
+    while out.len() < n {
+        let at = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + (at % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            out.push(port);
+        }
+    }
+    out
+}
+
+const FLAGS: [&str; 9] = [
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port",
+    "s3.port.grpc",
+    "debug.port",
+];
+
+/// How often a start is tried, each time on other ports.
+const STARTS: usize = 5;
 
 fn launch(program: &PathBuf, dir: &tempfile::TempDir, ports: &[u16]) -> Child {
     let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).expect("a log");
@@ -126,18 +166,7 @@ fn launch(program: &PathBuf, dir: &tempfile::TempDir, ports: &[u16]) -> Child {
         format!("-filer.localSocket={}", at("filer.sock")),
         format!("-s3.localSocket={}", at("s3.sock")),
     ];
-    let flags = [
-        "master.port",
-        "master.port.grpc",
-        "volume.port",
-        "volume.port.grpc",
-        "filer.port",
-        "filer.port.grpc",
-        "s3.port",
-        "s3.port.grpc",
-        "debug.port",
-    ];
-    args.extend(flags.iter().zip(ports).map(|(flag, port)| format!("-{flag}={port}")));
+    args.extend(FLAGS.iter().zip(ports).map(|(flag, port)| format!("-{flag}={port}")));
     for socket in ["filer.sock", "s3.sock"] {
         let _ = fs::remove_file(dir.path().join(socket));
     }
