@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Append, AppendError, Durability, OpenError, ScanError, SourcePosition, Store, StoreConfig,
     catalog::{NewPart, PartEntry},
-    head::{HeadBatch, HeadRows, flush::write_part_in, rows::split_by_bucket},
+    head::{HeadBatch, flush::write_part_in, rows::split_by_bucket},
     limits,
     model::{Table, TenantId, Timestamp},
     object::{LocalStore, Objects, PutMode},
@@ -273,10 +273,8 @@ fn pieces(head: &[Arc<HeadBatch>], bytes_max: usize) -> Vec<&[Arc<HeadBatch>]> {
             out.push(&head[start..i]);
             (start, bytes, wal_bytes) = (i, 0, 0);
         }
-        match &batch.rows {
-            HeadRows::Memory(_) => bytes += batch.bytes,
-            HeadRows::Wal(at) => wal_bytes += u64::from(at.meta.payload_len),
-        }
+        bytes += batch.bytes;
+        wal_bytes += batch.rows.wal_bytes();
     }
     if start < head.len() {
         out.push(&head[start..]);

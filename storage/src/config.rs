@@ -65,6 +65,8 @@ pub struct StoreConfig {
     pub background: bool,
     /// Bytes of one file of the write-ahead log; it is deleted whole.
     pub wal_segment_bytes: u64,
+    /// Bytes of the write-ahead log above which writes are refused until something is flushed.
+    pub wal_bytes_full: u64,
     /// Attributes of logs and spans that get a column of their own in new parts.
     pub promoted: Promoted,
     /// Refuse writes above this share of the disk in use (0..1).
@@ -85,6 +87,7 @@ impl StoreConfig {
             retention: Retention::default(),
             background: true,
             wal_segment_bytes: crate::wal::SEGMENT_BYTES,
+            wal_bytes_full: crate::limits::WAL_BYTES_FULL,
             promoted: Promoted::default(),
             disk_used_max: 0.95,
         }

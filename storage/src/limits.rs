@@ -94,7 +94,12 @@ pub const WAL_HELD_BYTES: u64 = 64 << 20;
 /// How many times the bytes of all heads the WAL may be before the rest counts as held for nothing.
 pub const WAL_HELD_SHARE: u64 = 8;
 
-/// WAL bytes on disk above which writes are refused: what cannot be flushed for so long must not fill the disk.
+/// While a bucket is away, rows in memory are let go of from this share of what heads may have (a half) down to that (a
+/// quarter); the WAL has them.
+pub const SPILL_FROM: usize = 2;
+pub const SPILL_TO: usize = 4;
+
+/// WAL bytes on disk above which writes are refused, by default: what cannot be flushed for so long must not fill the disk.
 pub const WAL_BYTES_FULL: u64 = 4 << 30;
 
 /// Pause after failed flushes: the first, doubling to the longest, so that a store that is away is not asked all the time.

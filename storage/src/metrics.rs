@@ -31,6 +31,7 @@ pub struct StoreMetrics {
     pub head_batches: AtomicU64,
     /// Gauge.
     pub head_rows: AtomicU64,
+    pub head_spilled: AtomicU64,
     /// Gauge.
     pub parts: AtomicU64,
     /// Gauge.
@@ -160,6 +161,12 @@ impl StoreMetrics {
             line("storage_head_bytes", "Bytes of rows not yet in parts.", "gauge", get(&self.head_bytes)),
             line("storage_head_batches", "Batches not yet in parts.", "gauge", get(&self.head_batches)),
             line("storage_head_rows", "Rows not yet in parts.", "gauge", get(&self.head_rows)),
+            line(
+                "storage_head_spilled_rows_total",
+                "Rows that were left to the log while nothing could be flushed.",
+                "counter",
+                get(&self.head_spilled),
+            ),
             line("storage_parts", "Live parts.", "gauge", get(&self.parts)),
             line("storage_part_bytes", "Bytes of live parts.", "gauge", get(&self.part_bytes)),
             line("storage_part_rows", "Rows of live parts.", "gauge", get(&self.part_rows)),

@@ -305,7 +305,8 @@ impl Replay<'_> {
                 max_ts: at.meta.max_ts,
                 bytes: 0,
                 arrived: self.env.clock.monotonic(),
-                rows: HeadRows::Wal(at),
+                rows: HeadRows::Wal(vec![at]),
+                at: Vec::new(),
             });
         }
     }

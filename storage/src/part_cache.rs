@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use arrow::array::RecordBatch;
+use arrow::{array::RecordBatch, compute::concat_batches};
 use parking_lot::Mutex;
 
 use crate::{
@@ -156,22 +156,31 @@ impl HeadBatch {
         match &self.rows {
             HeadRows::Memory(rows) => Ok(rows.clone()),
             HeadRows::Wal(at) => {
-                let part = || format!("wal record {}", self.first_seq);
-                let rows = at.read().map_err(|e| match &e {
-                    wal::ReadError::Io { source, .. } if !is_loss(source) => {
-                        ScanError::Internal(format!("{}: {e}: {source}; try again", part()))
-                    }
-                    _ => ScanError::Corrupt { part: part(), reason: e.to_string() },
-                })?;
-                if rows.schema_ref().fields() != schema::head(table).fields() {
-                    return Err(ScanError::Corrupt {
-                        part: part(),
-                        reason: "its columns are those of another release".into(),
-                    });
+                let batches: Vec<RecordBatch> = at.iter().map(|at| self.read(table, at)).collect::<Result<_, _>>()?;
+                match batches.as_slice() {
+                    [one] => Ok(one.clone()),
+                    several => concat_batches(&schema::head(table), several)
+                        .map_err(|e| ScanError::Internal(format!("wal record {}: {e}", self.first_seq))),
                 }
-                Ok(rows)
             }
         }
+    }
+
+    fn read(&self, table: Table, at: &wal::BatchLocation) -> Result<RecordBatch, ScanError> {
+        let part = || format!("wal record {}", self.first_seq);
+        let rows = at.read().map_err(|e| match &e {
+            wal::ReadError::Io { source, .. } if !is_loss(source) => {
+                ScanError::Internal(format!("{}: {e}: {source}; try again", part()))
+            }
+            _ => ScanError::Corrupt { part: part(), reason: e.to_string() },
+        })?;
+        if rows.schema_ref().fields() != schema::head(table).fields() {
+            return Err(ScanError::Corrupt {
+                part: part(),
+                reason: "its columns are those of another release".into(),
+            });
+        }
+        Ok(rows)
     }
 }
 

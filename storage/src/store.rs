@@ -182,6 +182,7 @@ pub(crate) struct TableState {
     pub reload: AtomicBool,
     pub index: RwLock<LabelIndex>,
     /// Held by whoever takes batches out of the head or puts others in their place: flush, merge of small batches, reload.
+    /// A spill, which gives a batch's rows another place, needs no more than `data`.
     pub flush: Mutex<()>,
     /// Held by whoever merges or removes parts. Taken before `flush`.
     pub merge: Mutex<()>,
@@ -650,7 +651,7 @@ impl Inner {
             (self.clone(), append.tenant.clone(), append.batch_id, append.sources);
         let publish = Box::new(move |committed: &wal::Committed| {
             let _whole = inner.publishing.lock();
-            inner.publish(committed.seq, stored, &targets, lives, reserved);
+            inner.publish(committed, stored, &targets, lives, reserved);
             inner.sources.record(&tenant, &sources, batch_id);
             // Held until here and not by the caller, who may have gone while the record was on its way.
             drop(admitted);
@@ -663,26 +664,28 @@ impl Inner {
     /// Puts durable rows into their heads. Runs on the WAL's writer thread, in sequence order.
     fn publish(
         &self,
-        seq: u64,
+        committed: &wal::Committed,
         stored: Vec<StoredRows>,
         targets: &[Arc<TableState>],
         lives: HashMap<(i64, i64), (i64, i64)>,
         reserved: Reserved,
     ) {
-        let arrived = self.env.clock.monotonic();
+        let (seq, arrived) = (committed.seq, self.env.clock.monotonic());
         let mut stored: Vec<Option<StoredRows>> = stored.into_iter().map(Some).collect();
+        // Where each batch is in the log: only a store that may be away lets go of rows in memory.
+        let at = |k: usize| self.far.as_ref().and_then(|_| committed.locations.get(k).cloned()).into_iter().collect();
         for (i, state) in targets.iter().enumerate() {
             // All batches of a table at once: a flush in between would take half of the record for the whole.
-            let same: Vec<StoredRows> = (i..targets.len())
+            let same: Vec<(StoredRows, Vec<wal::BatchLocation>)> = (i..targets.len())
                 .filter(|k| Arc::ptr_eq(&targets[*k], state))
-                .filter_map(|k| stored[k].take())
+                .filter_map(|k| Some((stored[k].take()?, at(k))))
                 .collect();
             if same.is_empty() {
                 continue;
             }
             // Index and head together: see `Inner::index_anew`.
             let mut data = state.data.write();
-            for rows in same {
+            for (rows, at) in same {
                 self.metrics.rows_in(rows.table, rows.batch.num_rows());
                 crate::head::points::index_rows(&mut state.index.write(), &rows);
                 let bytes = rows.batch.get_array_memory_size();
@@ -696,6 +699,7 @@ impl Inner {
                     bytes,
                     arrived,
                     rows: HeadRows::Memory(rows.batch),
+                    at,
                 });
             }
             if data.head.bytes >= self.config.flush_bytes {

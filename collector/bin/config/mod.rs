@@ -105,6 +105,8 @@ struct FileStorage {
     flush_bytes: Option<Bytes>,
     /// Age of the oldest row in memory that triggers a flush; by default 5m.
     flush_age: Option<Span>,
+    /// The write-ahead log's length above which writes are refused, when nothing can be flushed; by default 4GiB.
+    wal_bytes: Option<Bytes>,
     /// Attributes of logs and spans that get a column `a_<key>` of their own in the files, at most 64.
     promote: Vec<String>,
 }
@@ -345,6 +347,11 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     if let Some(Span(age)) = file.storage.flush_age {
         store.flush_age = age;
     }
+    if let Some(Bytes(n)) = file.storage.wal_bytes {
+        store.wal_bytes_full = n.max(WAL_MIN);
+        // Files are deleted whole.
+        store.wal_segment_bytes = store.wal_segment_bytes.min(store.wal_bytes_full / 8);
+    }
     store.promoted = promoted;
     store.retention = retention;
     store.bucket = bucket;
@@ -390,6 +397,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Least memory the store works in.
 const MEMORY_MIN: usize = 64 << 20;
+const WAL_MIN: u64 = 16 << 20;
 
 /// Three eighths of what the cgroup or the machine gives, at most 768 MiB.
 fn default_memory() -> usize {

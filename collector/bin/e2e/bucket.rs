@@ -9,17 +9,19 @@ use std::{
 use super::{
     client::{Answer, Client, encode},
     judge::{Scope, judge},
-    oracle::{Fate, Kind, Oracle, Request, now_ns},
+    oracle::{Fate, Kind, Oracle, Request, Rng, now_ns},
     server::Server,
     weed::{self, Weed},
 };
 
 const APP: &str = "bucket";
-/// Heads are small, so that little is taken while nothing can be flushed; parts come soon.
-const CONFIG: &str = "no_collect: true\nmemory_limit: 64MiB\nstorage: {flush_bytes: 64KiB, flush_age: 200ms}\n";
-/// A push that fills heads, and how many of them are more than fit.
+/// Heads and log are small, so that little is taken while nothing can be flushed; parts come soon.
+const CONFIG: &str =
+    "no_collect: true\nmemory_limit: 64MiB\nstorage: {flush_bytes: 64KiB, flush_age: 200ms, wal_bytes: 16MiB}\n";
+/// A push that fills heads and log, and how many of them are more than fit.
 const FLOOD_LINES: usize = 2_000;
-const FLOOD_PUSHES: usize = 80;
+const FLOOD_PUSHES: usize = 200;
+const FLOOD_WIDTH: usize = 400;
 
 fn env(weed: &Weed) -> Vec<(String, String)> {
     [
@@ -76,9 +78,11 @@ fn wait_until(what: &str, limit: u64, mut done: impl FnMut() -> bool) {
 /// Pushes the lines `from..` of a tenant; the answer.
 fn push_lines(client: &mut Client, tenant: &str, from: usize, lines: usize, width: usize) -> Answer {
     let now = now_ns();
-    let values: Vec<String> = (from..from + lines)
-        .map(|n| format!("[\"{}\",\"line {n} {}\"]", now + n as i64, "x".repeat(width)))
-        .collect();
+    let mut rng = Rng::new(from as u64);
+    // Hard to compress, so that the log grows.
+    let mut noise = || (0..width / 16).map(|_| format!("{:016x}", rng.next())).collect::<String>();
+    let values: Vec<String> =
+        (from..from + lines).map(|n| format!("[\"{}\",\"line {n} {}\"]", now + n as i64, noise())).collect();
     let body = format!("{{\"streams\":[{{\"stream\":{{\"app\":\"{tenant}\"}},\"values\":[{}]}}]}}", values.join(","));
     let headers = [("Content-Type", "application/json"), ("X-Scope-OrgID", tenant)];
     client.send("POST", "/loki/api/v1/push", &headers, body.as_bytes()).unwrap()
@@ -159,19 +163,20 @@ fn a_bucket_that_goes_away_costs_answers_for_a_while_and_no_row() {
     let mut client = server.client();
     let mut taken = 0;
     let refused = (0..FLOOD_PUSHES).find_map(|_| {
-        let answer = push_lines(&mut client, "flood", taken, FLOOD_LINES, 400);
+        let answer = push_lines(&mut client, "flood", taken, FLOOD_LINES, FLOOD_WIDTH);
         taken += if answer.status == 204 { FLOOD_LINES } else { 0 };
         (answer.status != 204).then_some(answer)
     });
     let refused = refused.unwrap_or_else(|| panic!("{taken} lines and no end"));
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert!(refused.header("retry-after").is_some_and(|s| s.parse::<u32>().is_ok()), "{:?}", refused.headers);
+    assert!(metric(&server, "storage_head_spilled_rows_total") > 0.0 && metric(&server, "storage_wal_bytes") > 16e6);
     assert!(taken > 0 && lines_of(&server, "flood") == taken && lines_of(&server, "late") == 10);
 
     // Back: whoever was refused comes again and is taken, and all of it gets to the bucket.
     weed.restart();
     wait_until("writes are taken again", 60, || {
-        push_lines(&mut client, "flood", taken, FLOOD_LINES, 400).status == 204
+        push_lines(&mut client, "flood", taken, FLOOD_LINES, FLOOD_WIDTH).status == 204
     });
     taken += FLOOD_LINES;
     run.push(&server);

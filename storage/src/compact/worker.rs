@@ -52,6 +52,8 @@ pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     if inner.far.is_some() {
         let owner = inner.clone();
         workers.push(std::thread::Builder::new().name("store-lease".into()).spawn(move || run_lease(&owner))?);
+        let spiller = inner.clone();
+        workers.push(std::thread::Builder::new().name("store-spill".into()).spawn(move || run_spiller(&spiller))?);
     }
     Ok(())
 }
@@ -69,15 +71,18 @@ fn run_flusher(inner: &Inner) {
             inner.coalesce(&state);
             failed |= !inner.flush_if_due(&state);
         }
-        let full = inner.wal.stats().segment_bytes > limits::WAL_BYTES_FULL;
-        if full && !inner.wal_full.swap(full, Ordering::Relaxed) {
-            tracing::warn!(
-                "the write-ahead log is as long as it may get because nothing can be flushed, writes are refused"
-            );
-        }
-        inner.wal_full.store(full, Ordering::Relaxed);
+        inner.watch_wal();
         inner.relieve_pressure();
         inner.wake.wait(if failed { Duration::from_secs(1) } else { FLUSH_TICK });
+    }
+}
+
+/// Apart from the flusher, which may be waiting for the bucket.
+fn run_spiller(inner: &Inner) {
+    while !inner.stop.load(Ordering::SeqCst) {
+        inner.watch_wal();
+        inner.spill();
+        inner.wake.wait(FLUSH_TICK);
     }
 }
 
@@ -212,6 +217,17 @@ impl Inner {
                 Err(e) => self.flush_failed(&state, &e),
             }
         }
+    }
+
+    /// Refuses writes while the log is as long as it may get.
+    fn watch_wal(&self) {
+        let full = self.wal.stats().segment_bytes > self.config.wal_bytes_full;
+        if full && !self.wal_full.swap(full, Ordering::Relaxed) {
+            tracing::warn!(
+                "the write-ahead log is as long as it may get because nothing can be flushed, writes are refused"
+            );
+        }
+        self.wal_full.store(full, Ordering::Relaxed);
     }
 
     /// Refuses writes while the disk is too full, and takes them again by itself.

@@ -88,10 +88,8 @@ impl Inner {
             if !out.is_empty() && (bytes > bytes_max || wal_bytes > limits::REPLAY_FLUSH_WAL_BYTES) {
                 break;
             }
-            match &batch.rows {
-                HeadRows::Memory(_) => bytes += batch.bytes,
-                HeadRows::Wal(at) => wal_bytes += u64::from(at.meta.payload_len),
-            }
+            bytes += batch.bytes;
+            wal_bytes += batch.rows.wal_bytes();
             out.push(batch.clone());
         }
         // One WAL record may have given several batches of a table: they leave together.

@@ -1,12 +1,13 @@
 //! The head: rows that are durable in the WAL and not yet in a part, visible to every scan.
 //!
-//! Each batch is in memory, or, after a restart, still in the WAL and decoded when asked for, so that a start-up with a
-//! full WAL needs little memory. Batches are immutable; many small ones are merged into one behind the readers' backs.
+//! Each batch is in memory, or in the WAL only and decoded when asked for: after a restart, so that a start-up with a full WAL
+//! needs little memory, and while a bucket is away ([`spill`]). Batches are immutable; many small ones are merged into one behind the readers' backs.
 
 pub(crate) mod flush;
 pub(crate) mod points;
 pub(crate) mod rows;
 pub(crate) mod series;
+pub(crate) mod spill;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,18 @@ use crate::wal::BatchLocation;
 #[derive(Clone, Debug)]
 pub(crate) enum HeadRows {
     Memory(RecordBatch),
-    Wal(BatchLocation),
+    /// In the order of the rows; not empty.
+    Wal(Vec<BatchLocation>),
+}
+
+impl HeadRows {
+    /// Bytes of the WAL to read for them.
+    pub fn wal_bytes(&self) -> u64 {
+        match self {
+            HeadRows::Memory(_) => 0,
+            HeadRows::Wal(at) => at.iter().map(|a| u64::from(a.meta.payload_len)).sum(),
+        }
+    }
 }
 
 /// Rows of one or more consecutive WAL records of one table.
@@ -28,14 +40,23 @@ pub(crate) struct HeadBatch {
     pub first_seq: u64,
     pub last_seq: u64,
     pub rows: HeadRows,
+    /// Where rows in memory are in the WAL, in their order; empty where nobody will ask.
+    pub at: Vec<BatchLocation>,
     pub row_count: usize,
     /// Event time, nanoseconds, inclusive.
     pub min_ts: i64,
     pub max_ts: i64,
-    /// Bytes in memory; 0 while the rows are in the WAL only.
+    /// Bytes of rows in memory; of rows that were spilled, those of what remembers them; 0 of replayed ones.
     pub bytes: usize,
     /// Monotonic time of arrival.
     pub arrived: Duration,
+}
+
+impl HeadBatch {
+    /// The same, to be given rows.
+    fn without_rows(&self) -> HeadBatch {
+        HeadBatch { rows: HeadRows::Wal(Vec::new()), at: Vec::new(), bytes: 0, ..*self }
+    }
 }
 
 /// The head of one table: batches in WAL order.
@@ -120,6 +141,7 @@ pub(crate) fn merge_run(run: &[Arc<HeadBatch>]) -> Option<HeadBatch> {
         max_ts: run.iter().map(|b| b.max_ts).max()?,
         bytes: rows.get_array_memory_size(),
         arrived: run[0].arrived,
+        at: run.iter().flat_map(|b| b.at.iter().cloned()).collect(),
         rows: HeadRows::Memory(rows),
     })
 }

@@ -349,6 +349,58 @@ async fn a_new_table_is_taken_while_the_store_is_away_and_made_when_it_is_back()
     store.close().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nothing_can_be_flushed_rows_leave_memory_for_the_log_and_writes_end_with_it() {
+    let Some(weed) = weed::start_or_skip("s3") else { return };
+    let proxy = Proxy::start(weed.s3(), 3);
+    let bucket = remote(proxy.address, "spill", 0);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.background = true;
+    config.memory_bytes_max = 4 << 20;
+    config.flush_bytes = 256 << 10;
+    config.wal_segment_bytes = 256 << 10;
+    config.wal_bytes_full = 2 << 20;
+    let store = open(&config, &bucket).await.unwrap();
+    proxy.cut(true);
+    let base = rows::now();
+    let mut rows = 0;
+    let refused = loop {
+        match append(&store, rows, rows + 2_000, base).await {
+            Ok(()) => rows += 2_000,
+            Err(e) => break e,
+        }
+        assert!(rows < 10_000_000, "no end");
+    };
+    let metrics = store.metrics();
+    let get = |a: &std::sync::atomic::AtomicU64| a.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(refused, storage::AppendError::Overloaded { .. }), "{refused}");
+    assert!(
+        get(&metrics.wal_bytes) > config.wal_bytes_full,
+        "it is the log that was full: {}",
+        get(&metrics.wal_bytes)
+    );
+    assert!(get(&metrics.head_spilled) > rows / 2, "{} of {rows} rows", get(&metrics.head_spilled));
+    assert!(get(&metrics.head_bytes) <= 2 << 20);
+    holds_exactly(&store, rows).await;
+    let copies = tempfile::tempdir().unwrap();
+    let (copy, restored) = (copies.path().join("copy"), copies.path().join("restored"));
+    store.backup(copy.clone()).await.unwrap();
+    storage::backup::restore(&copy, &restored).await.unwrap();
+    let copy = Store::open(rows::config(&restored)).await.unwrap();
+    holds_exactly(&copy, rows).await;
+    copy.close().await.unwrap();
+    proxy.cut(false);
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while append(&store, rows, rows + 1, base).await.is_err() {
+        assert!(std::time::Instant::now() < end, "writes are not taken again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    store.flush().await.unwrap();
+    holds_exactly(&store, rows + 1).await;
+    store.close().await.unwrap();
+}
+
 /// Makes every held block wrong.
 fn clear(_store: &Store, dir: &Path) {
     std::fs::write(dir.join("cache/blocks"), b"").unwrap();

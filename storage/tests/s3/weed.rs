@@ -91,9 +91,9 @@ impl Weed {
     /// Waits until a write goes through all of its parts; `false` when it has ended.
     fn is_ready(&mut self) -> bool {
         let end = Instant::now() + Duration::from_secs(60);
-        let filer = SocketAddr::from(([127, 0, 0, 1], self.ports[4]));
+        let (filer, s3) = (SocketAddr::from(([127, 0, 0, 1], self.ports[4])), self.s3());
         let bucket = format!("/buckets/{BUCKET}/");
-        let ready = || put(filer, &bucket) && put(filer, "/ready") && TcpStream::connect(self.s3()).is_ok();
+        let ready = || put(filer, &bucket) && put(filer, "/ready") && TcpStream::connect(s3).is_ok();
         while !ready() {
             if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
                 return false;
