@@ -52,7 +52,7 @@ pub fn routes(own: Arc<Own>) -> Router {
         .route("/ready", get(ready))
         .route("/-/ready", get(ready))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/-/healthy", get(|| async { "ok\n" }))
+        .route("/-/healthy", get(|| async { "Sightline is Healthy.\n" }))
         .route("/metrics", get(metrics))
         .with_state(own)
 }
@@ -65,7 +65,7 @@ pub async fn nothing(method: Method, uri: Uri) -> Response {
 
 async fn ready(State(own): State<Arc<Own>>) -> Response {
     if own.ready.load(Ordering::Acquire) {
-        (StatusCode::OK, "ready\n").into_response()
+        (StatusCode::OK, "Sightline is Ready.\n").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready: starting or stopping\n")
             .into_response()

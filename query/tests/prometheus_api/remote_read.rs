@@ -192,3 +192,84 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
     assert_eq!(raw(&api, gzip).await.0, 400);
     assert_eq!(raw(&api, Request::get("/api/v1/read").body(Body::empty()).unwrap()).await.0, 405);
 }
+
+/// The chunks of a Prometheus block with one series: after the head of the file each has its length, its encoding, its
+/// bytes and their checksum.
+fn chunks_of_block(dir: &std::path::Path) -> Vec<(u8, Vec<u8>)> {
+    let block =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).find(|p| p.join("chunks").is_dir()).unwrap();
+    let bytes = std::fs::read(block.join("chunks/000001")).unwrap();
+    let mut rest = &bytes[8..];
+    let mut out = Vec::new();
+    while !rest.is_empty() {
+        let length = prost::encoding::decode_varint(&mut rest).unwrap() as usize;
+        let (chunk, after) = rest.split_at(1 + length + 4);
+        out.push((chunk[0], chunk[1..=length].to_vec()));
+        rest = after;
+    }
+    out
+}
+
+#[tokio::test]
+async fn chunks_are_those_that_prometheus_makes_of_the_same_samples() {
+    use std::process::Command;
+    if !Command::new("promtool").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        let what = "chunks beside Prometheus' own: promtool (Debian package prometheus) is not there";
+        assert!(std::env::var_os("SIGHTLINE_REQUIRE_ALL").is_none(), "{what}");
+        eprintln!("SKIPPED: {what}");
+        return;
+    }
+    // From 2023-11-14 22:00, within one of the two hours that Prometheus puts into a chunk.
+    let mut ms = 1_699_999_200_000i64;
+    let mut samples = Vec::new();
+    let mut text = "# TYPE m gauge\n".to_owned();
+    for i in 0..100u32 {
+        ms += match i % 9 {
+            0..=3 => 15_000,
+            4 => 15_001,
+            5 => 9_000,
+            6 => 24_000,
+            7 => 100_000,
+            _ => 1,
+        };
+        let value = match i % 8 {
+            0 | 1 => f64::from(i),
+            2 => 0.1 * f64::from(i),
+            3 => f64::INFINITY,
+            4 => -0.0,
+            5 => 1e300,
+            6 => f64::from_bits(0x7ff8_0000_0000_0001),
+            _ => -1.0 / 3.0,
+        };
+        let seconds = format!("{}.{:03}", ms / 1000, ms % 1000);
+        // As OpenMetrics' times are read there.
+        samples.push(((seconds.parse::<f64>().unwrap() * 1000.0) as i64, value));
+        let shown = if value.is_nan() { "NaN".to_owned() } else { query::promql::format_float(value) };
+        text.push_str(&format!("m {shown} {seconds}\n"));
+    }
+    text.push_str("# EOF\n");
+    let dir = tempfile::tempdir().unwrap();
+    let (input, blocks) = (dir.path().join("in"), dir.path().join("blocks"));
+    std::fs::write(&input, text).unwrap();
+    let made = Command::new("promtool")
+        .args(["tsdb", "create-blocks-from", "openmetrics"])
+        .args([&input, &blocks])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+
+    let (_dir, api, store) = api_over(&[], query::QueryConfig::default()).await;
+    let mut b = MetricBatchBuilder::new();
+    let id = b.series(&Labels::from_pairs([("__name__", "m")]), SeriesMeta::default());
+    samples.iter().for_each(|(ts, v)| b.sample(id, *ts, None, *v));
+    append(&store, b).await;
+    let all = asked(vec![matching(0, "__name__", "m")], 0, 2_000_000_000_000);
+    let (_, _, body) = ask(&api, vec![all], &[STREAMED_XOR_CHUNKS]).await;
+    let ours: Vec<(u8, Vec<u8>)> = frames(&body)
+        .into_iter()
+        .flat_map(|f| f.chunked_series)
+        .flat_map(|s| s.chunks)
+        .map(|c| (c.kind as u8, c.data))
+        .collect();
+    assert_eq!(ours, chunks_of_block(&blocks));
+}

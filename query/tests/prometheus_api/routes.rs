@@ -206,3 +206,69 @@ async fn a_young_counter_is_extrapolated_as_prometheus_3_does() {
     let (_, body) = get(&api, "/api/v1/query?query=rate(c%5B20m%5D)&time=1140").await;
     assert_eq!(body["data"]["result"][0]["value"][1], "0.0375");
 }
+
+#[tokio::test]
+async fn statistics_come_last_and_for_unknown_words_with_a_warning() {
+    let (_dir, api) = api().await;
+    let (_, body) = get(&api, "/api/v1/query?query=requests_total&time=600&stats=true").await;
+    assert!(
+        body["data"]["stats"]["timings"]["execTotalTime"].is_number() && body.get("warnings").is_none(),
+        "{body}"
+    );
+    assert!(body["data"]["stats"]["samples"]["totalQueryableSamples"].as_u64() > Some(0), "{body}");
+    let (_, body) = get(&api, "/api/v1/query?query=requests_total&time=600&stats=yes").await;
+    assert!(body["data"]["stats"].is_object(), "{body}");
+    assert!(body["warnings"][0].as_str().unwrap().contains("deprecated"), "{body}");
+    assert!(get(&api, "/api/v1/query?query=1&time=600").await.1["data"].get("stats").is_none());
+}
+
+/// Each limit ends its query with its own name, and what comes in afterwards is stored and found.
+#[test]
+fn a_query_over_a_limit_is_told_which_and_nothing_else_suffers() {
+    // As deep as is allowed takes more than the stack of a test's thread; this is that of the program's.
+    let thread = std::thread::Builder::new().stack_size(8 << 20);
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(8 << 20).build();
+        runtime.unwrap().block_on(over_limits());
+    };
+    thread.spawn(run).unwrap().join().unwrap();
+}
+
+async fn over_limits() {
+    let mut config = query::QueryConfig::default();
+    config.limits.series_max = 3;
+    config.limits.samples_max = 50;
+    let labels: Vec<String> = (0..4).map(|i| i.to_string()).collect();
+    let pairs: Vec<[(&str, &str); 2]> = labels.iter().map(|v| [("__name__", "m"), ("x", v.as_str())]).collect();
+    let values: Vec<f64> = (0..30).map(f64::from).collect();
+    let given: Vec<super::Given<'_>> = pairs.iter().map(|p| (&p[..], 0, &values[..])).collect();
+    let (_dir, api, store) = api_over(&given, config).await;
+    let refused = async |path: &str, form: String| {
+        let (status, body) = post(&api, &format!("/api/v1/{path}"), &form).await;
+        (status, body["error"].as_str().unwrap_or_default().to_owned())
+    };
+    let query = |text: &str| format!("query={}&time=600", text.replace('+', "%2B"));
+    for (text, status, words) in [
+        ("m", 422, "more than the limit of 3 series"),
+        ("sum(m{x!=\"0\"}) + count_over_time(m{x!=\"0\"}[20m])", 422, "too many samples into memory"),
+        ("max_over_time(vector(1)[10y:1s])", 422, "too many samples into memory"),
+        (&"x".repeat(200_000), 400, "longer than the limit of 131072 bytes"),
+        (&format!("{}1{}", "(".repeat(1000), ")".repeat(1000)), 400, "nested deeper than 250 levels"),
+        (&format!("m{{x=~\"{}\"}}", "(a{1000}){1000}"), 400, "exceeds size limit of"),
+    ] {
+        let (got, error) = refused("query", query(text)).await;
+        assert!(got == status && error.contains(words), "{}: {got} {error}", &text[..text.len().min(60)]);
+    }
+    let (status, error) = refused("query", format!("{}&timeout=1ns", query("m{x=\"1\"}"))).await;
+    assert_eq!((status, error.contains("timeout")), (400, true), "{error}");
+    let (status, error) = refused("series", "match[]=m".into()).await;
+    assert!(status == 422 && error.contains("more than the limit of 3 series"), "{error}");
+
+    let mut b = storage::model::MetricBatchBuilder::new();
+    let name = storage::model::Labels::from_pairs([("__name__", "late")]);
+    let id = b.series(&name, storage::model::batch::SeriesMeta::default());
+    b.sample(id, 600_000, None, 7.0);
+    super::append(&store, b).await;
+    let (_, body) = get(&api, "/api/v1/query?query=late&time=600").await;
+    assert_eq!(body["data"]["result"][0]["value"], json!([600, "7"]));
+}

@@ -40,7 +40,7 @@ pub(super) async fn instant(api: Api, request: Request) -> Answer {
     let limit = params.limit()?;
     let begun = Instant::now();
     let output = api.engine.instant(&tenant, request).await?;
-    respond(output, limit, params.get("stats").is_some(), begun).await
+    respond(output, limit, stats(&params), begun).await
 }
 
 pub(super) async fn range(api: Api, request: Request) -> Answer {
@@ -80,7 +80,7 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
         QueryError::BadData(why) => invalid("query", &why),
         other => other,
     })?;
-    respond(output, limit, params.get("stats").is_some(), begun).await
+    respond(output, limit, stats(&params), begun).await
 }
 
 /// Times so far out that their arithmetic could overflow match nothing anyway.
@@ -89,7 +89,27 @@ fn bounded(name: &str, ms: i64) -> Result<i64, QueryError> {
     if (-MS_MAX..=MS_MAX).contains(&ms) { Ok(ms) } else { Err(invalid(name, "timestamp is out of range")) }
 }
 
-async fn respond(mut output: Output, limit: Option<usize>, stats: bool, begun: Instant) -> Answer {
+/// Whether statistics are asked for. Of steps there are none, so `all` is as `true`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stats {
+    None,
+    Shown,
+    /// Asked for by another word than those there are.
+    ShownWithWarning,
+}
+
+fn stats(params: &Params) -> Stats {
+    match params.get("stats") {
+        None => Stats::None,
+        Some("true" | "all") => Stats::Shown,
+        Some(_) => Stats::ShownWithWarning,
+    }
+}
+
+async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: Instant) -> Answer {
+    if stats == Stats::ShownWithWarning {
+        output.annotations.warn_plain("values of the parameter \"stats\" other than true and all are deprecated");
+    }
     if let Some(limit) = limit {
         let cut = match &mut output.value {
             Value::Vector { samples, .. } if samples.len() > limit => {
@@ -110,7 +130,7 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: bool, begun: I
     tokio::task::spawn_blocking(move || {
         let mut data = String::from("{");
         encode::write_value(&mut data, &output.value);
-        if stats {
+        if stats != Stats::None {
             let s = output.stats;
             let (eval, prepare, queue) = (s.eval.as_secs_f64(), s.prepare.as_secs_f64(), s.queue.as_secs_f64());
             data.push_str(&format!(
