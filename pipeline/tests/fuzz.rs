@@ -12,7 +12,7 @@ use pipeline::{
     codec::{
         Decoded, Limits, Malformed,
         compress::{Encoding, inflate},
-        elastic, loki, ndjson, otlp, remote_write, syslog,
+        elastic, loki, ndjson, otlp, prom_text, remote_write, syslog,
     },
     condition::Condition,
     sink::stdout::write_batch,
@@ -133,6 +133,63 @@ fn remote_write_both_versions() {
         assert!(judge(&seed).contains("rows"), "{}", judge(&seed));
         run(MANIFEST, Target { name, seeds: vec![seed], words: &[] }, judge);
     }
+}
+
+#[test]
+fn expositions_of_scraped_targets() {
+    use prom_text::{DecodeError, Format, Options, Point};
+    let judge = |input: &[u8], format: Format| {
+        let (mut samples, mut exemplars, mut histograms) = (0, 0, 0);
+        let read = prom_text::decode(input, format, Options { native: true, classic_too: true }, &mut |s| {
+            assert_eq!(s.labels[0].0, "__name__");
+            samples += 1;
+            exemplars += s.exemplars.len();
+            histograms += usize::from(matches!(s.point, Point::Histogram(_)));
+            Ok::<(), DecodeError>(())
+        });
+        let end = read.err().map(|e| outline(&e.message)).unwrap_or_default();
+        format!("{} {} {} {end}", size(samples), size(exemplars), size(histograms))
+    };
+    let text = "# HELP a_s h\\n\n# TYPE a_s histogram\na_s_bucket{le=\"1\",x=\"\\\"\"} 2 17\n{\"u.t\",\"q q\"=\"v\"} NaN\nb +Inf\n";
+    let open = "# TYPE a_s counter\n# UNIT a_s s\n# HELP a_s h\na_s_total{l=\"v\"} 1 1.5 # {t=\"x\"} 2 3\n# EOF\n";
+    let words = [
+        "# TYPE ",
+        "# HELP ",
+        "# UNIT ",
+        "# EOF\n",
+        "{",
+        "}",
+        "=\"",
+        "\"",
+        "\\",
+        ",",
+        " # {",
+        "+Inf",
+        "\n",
+        "histogram",
+        "1e400",
+    ];
+    let target = |name| Target { name, seeds: vec![text.into(), open.into()], words: &words };
+    run(MANIFEST, target("prometheus_text"), |input| judge(input, Format::Text));
+    run(MANIFEST, target("openmetrics"), |input| judge(input, Format::OpenMetrics));
+    // A histogram `h` of 3 with an exemplar in its one classic bucket, and three native buckets.
+    let native = [
+        &[0x08, 3, 0x11, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f][..],
+        &field(
+            3,
+            &[&[0x08, 3, 0x11, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f][..], &field(3, &field(1, &field(1, b"t")))].concat(),
+        ),
+        &[0x28, 6],
+        &field(12, &[0x10, 3]),
+        &field(13, &[2, 0, 0]),
+    ]
+    .concat();
+    let family = [field(1, b"h"), vec![0x18, 4], field(4, &field(7, &native))].concat();
+    let seed = [vec![family.len() as u8], family].concat();
+    assert!(!judge(&seed, Format::Protobuf).contains("metric"), "{}", judge(&seed, Format::Protobuf));
+    run(MANIFEST, Target { name: "prometheus_protobuf", seeds: vec![seed], words: &[] }, |input| {
+        judge(input, Format::Protobuf)
+    });
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod loki;
 pub mod ndjson;
 pub mod otlp;
 pub mod outcome;
+pub mod prom_text;
 mod raw_cache;
 pub mod remote_write;
 pub mod rows;

@@ -28,27 +28,27 @@ pub type Refusal = (Reason, String);
 
 /// As sent.
 #[derive(Default)]
-struct Sent {
-    count_int: Option<u64>,
-    count_float: Option<f64>,
-    sum: f64,
-    schema: i32,
-    zero_threshold: f64,
-    zero_int: Option<u64>,
-    zero_float: Option<f64>,
-    negative: Side,
-    positive: Side,
-    reset_hint: i32,
-    timestamp: i64,
-    start: i64,
-    custom: Vec<f64>,
+pub struct Sent {
+    pub count_int: Option<u64>,
+    pub count_float: Option<f64>,
+    pub sum: f64,
+    pub schema: i32,
+    pub zero_threshold: f64,
+    pub zero_int: Option<u64>,
+    pub zero_float: Option<f64>,
+    pub negative: Side,
+    pub positive: Side,
+    pub reset_hint: i32,
+    pub timestamp: i64,
+    pub start: i64,
+    pub custom: Vec<f64>,
 }
 
 #[derive(Default)]
-struct Side {
-    spans: Vec<(i32, u32)>,
-    deltas: Vec<i64>,
-    counts: Vec<f64>,
+pub struct Side {
+    pub spans: Vec<(i32, u32)>,
+    pub deltas: Vec<i64>,
+    pub counts: Vec<f64>,
 }
 
 /// A histogram with its time and start, ms.
@@ -67,7 +67,7 @@ fn zigzag(v: i64) -> u64 {
     (v << 1 ^ v >> 63) as u64
 }
 
-fn sint32(wire: Wire<'_>) -> Result<i32, Malformed> {
+pub fn sint32(wire: Wire<'_>) -> Result<i32, Malformed> {
     // Out of range is nonsense that validation refuses.
     Ok(i32::try_from(sint(wire.varint()?)).unwrap_or(i32::MIN))
 }
@@ -77,7 +77,7 @@ fn double(wire: Wire<'_>) -> Result<f64, Malformed> {
 }
 
 /// A repeated sint64, packed or not.
-fn deltas(out: &mut Vec<i64>, wire: Wire<'_>) -> Result<(), Malformed> {
+pub fn deltas(out: &mut Vec<i64>, wire: Wire<'_>) -> Result<(), Malformed> {
     match wire {
         Wire::Bytes(mut packed) => {
             while !packed.is_empty() {
@@ -92,7 +92,7 @@ fn deltas(out: &mut Vec<i64>, wire: Wire<'_>) -> Result<(), Malformed> {
 }
 
 /// A repeated double, packed or not.
-fn doubles(out: &mut Vec<f64>, wire: Wire<'_>) -> Result<(), Malformed> {
+pub fn doubles(out: &mut Vec<f64>, wire: Wire<'_>) -> Result<(), Malformed> {
     match wire {
         Wire::Bytes(packed) => {
             let (values, rest) = packed.as_chunks::<8>();
@@ -118,7 +118,7 @@ pub fn varint(bytes: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     Err(Malformed("invalid protobuf: message ends inside a field".to_owned()))
 }
 
-fn span(bytes: &[u8]) -> Result<(i32, u32), Malformed> {
+pub fn span(bytes: &[u8]) -> Result<(i32, u32), Malformed> {
     let (mut offset, mut length) = (0, 0);
     let mut r = Reader::new(bytes);
     while let Some((number, wire)) = r.field()? {
@@ -164,7 +164,7 @@ fn invalid(what: impl Into<String>) -> Refusal {
     (Reason::InvalidMetric, format!("invalid histogram: {}", what.into()))
 }
 
-fn check(h: Sent, gaps: &mut usize) -> Result<Read, Refusal> {
+pub fn check(h: Sent, gaps: &mut usize) -> Result<Read, Refusal> {
     let is_float = h.count_float.is_some();
     let custom = h.schema == SCHEMA_CUSTOM;
     if !custom && !(SCHEMA_MIN..=SCHEMA_WIRE_MAX).contains(&h.schema) {

@@ -10,7 +10,7 @@
 mod decode;
 mod encode;
 mod families;
-mod histogram;
+pub(in crate::codec) mod histogram;
 
 #[cfg(test)]
 mod tests;

@@ -10,9 +10,8 @@ mod tests;
 
 use serde::Deserialize;
 
-pub use rule::RuleConfig;
+pub use rule::{Rule, RuleConfig};
 
-use self::rule::Rule;
 use crate::{
     component::{Data, Signals, Transform, TransformError},
     error::ConfigError,

@@ -98,7 +98,8 @@ const DEFAULT_SEPARATOR: &str = ";";
 const DEFAULT_REGEX: &str = "(.*)";
 const DEFAULT_REPLACEMENT: &str = "$1";
 
-pub(super) struct Rule {
+/// A checked rule.
+pub struct Rule {
     source_labels: Vec<String>,
     separator: String,
     regex: Regex,
