@@ -129,6 +129,7 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
     let push = app::push_config(&config, memory);
     let (push_metrics, elastic_version) = (push.metrics.clone(), push.elastic_version.clone());
     let syslogs = config.syslog_counters();
+    let scrapers: Vec<_> = config.scrapers().into_iter().map(|(n, p)| (n, p.counters.clone())).collect();
     let (mut builder, mut found) = app::plan_pipeline(config, memory).await?;
     let to = match sink {
         None => "the sinks of the configuration".to_owned(),
@@ -152,6 +153,7 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
             write_prometheus(text, &registry.snapshot());
             push_metrics.render(text);
             collector::syslog::counters::render(&syslogs, text);
+            collector::prometheus::counters::render(&scrapers, text);
         }),
         to: to.clone(),
         elastic_version,

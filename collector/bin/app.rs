@@ -110,10 +110,13 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
             memory_bytes: memory as u64,
         },
         origins: query::http::cross_origin::Origins::of(std::mem::take(&mut config.allowed_origins)),
+        scraper: crate::scrape_targets::of(config.scrapers()),
         ..query::QueryConfig::default()
     };
     let syslogs = config.syslog_counters();
     let rules = std::mem::take(&mut config.rules);
+    let scrapers = config.scrapers();
+    let scrape_counters: Vec<_> = scrapers.iter().map(|(n, p)| (n.clone(), p.counters.clone())).collect();
     let (builder, found) = plan_pipeline(config, memory).await?;
     let running = builder.build(store.clone()).map_err(|e| StartError::Config(e.to_string()))?;
     let out = running.input(PUSH).ok_or_else(|| StartError::Config("the pipeline has no push input".into()))?;
@@ -132,6 +135,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
             tenants.render(text);
             text.push_str(&own_routes::render(&rules.metrics()));
             collector::syslog::counters::render(&syslogs, text);
+            collector::prometheus::counters::render(&scrape_counters, text);
             if let Some(lines) = &telemetry_lines {
                 lines(text);
             }
@@ -277,7 +281,9 @@ pub async fn plan_pipeline(config: Config, memory: usize) -> Result<(PipelineBui
         }
     } else {
         found.push("collects nothing from this machine (--no-collect)".to_owned());
-        configured.retain(|_, s| matches!(s, SourceConfig::Files(_) | SourceConfig::Syslog(_)));
+        configured.retain(|_, s| {
+            matches!(s, SourceConfig::Files(_) | SourceConfig::Syslog(_) | SourceConfig::PrometheusScrape(_))
+        });
     }
     for (name, source) in &configured {
         let wrong = |e: &dyn std::fmt::Display| StartError::Config(format!("sources.{name}: {e}"));
@@ -292,6 +298,10 @@ pub async fn plan_pipeline(config: Config, memory: usize) -> Result<(PipelineBui
             }
             SourceConfig::Syslog(c) => {
                 found.push(format!("takes syslog on {}", c.summary()));
+                c.source().map_err(|e| wrong(&e))?
+            }
+            SourceConfig::PrometheusScrape(c) => {
+                found.push(format!("scrapes {}", c.summary()));
                 c.source().map_err(|e| wrong(&e))?
             }
             SourceConfig::HostMetrics(c) => {

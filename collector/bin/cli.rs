@@ -57,6 +57,9 @@ pub struct ServeArgs {
     /// YAML configuration file
     #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Scrape what a Prometheus configuration file names
+    #[arg(long, env = "SIGHTLINE_PROMETHEUS_CONFIG", value_name = "FILE")]
+    pub prometheus_config: Option<PathBuf>,
     /// Where everything is stored [default: ./sightline-data]
     #[arg(long, env = "SIGHTLINE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

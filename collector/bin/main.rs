@@ -55,6 +55,7 @@ mod config;
 mod generate;
 mod own_routes;
 mod rules;
+mod scrape_targets;
 mod telemetry;
 #[cfg(test)]
 mod tenancy;
@@ -103,7 +104,8 @@ fn check(file: Option<PathBuf>) -> ExitCode {
         .map_err(|e| ConfigError(vec![format!("cannot read configuration {name}: {e}")]))
         .and_then(|text| config::check(&text, &name));
     match checked {
-        Ok(()) => {
+        Ok(warnings) => {
+            warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
             println!("{name}: ok");
             ExitCode::SUCCESS
         }
@@ -202,6 +204,7 @@ fn start<P: Process>(
             return ExitCode::FAILURE;
         }
     };
+    config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let telemetry = match telemetry::filter(&config.log_level) {
         Ok(filter) => telemetry::start(filter, &config.telemetry),
         Err(e) => {

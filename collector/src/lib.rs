@@ -10,7 +10,8 @@
 //! router · [`metrics`] what was taken and refused · [`tenants`] what each tenant may push.
 //! [`syslog`] messages of other machines and this one.
 //! What this machine shows: [`file_tail`] log files · [`containers`] which containers there are, and their logs ·
-//! [`host_metrics`] figures of the host and its containers.
+//! [`host_metrics`] figures of the host and its containers. What others show: [`prometheus`] scraped targets.
+//! [`yaml`] a text with the place of each of its nodes, for configurations.
 
 pub mod auth;
 pub mod containers;
@@ -22,11 +23,13 @@ mod loki_push;
 pub mod metrics;
 mod ndjson;
 pub mod otlp;
+pub mod prometheus;
 pub mod push;
 mod remote_write;
 pub mod reply;
 pub mod syslog;
 pub mod tenants;
+pub mod yaml;
 
 pub use push::{PushConfig, push_and_grpc_routers, push_router};
 

@@ -5,10 +5,10 @@
 
 pub mod check;
 pub mod rules;
+mod scrape;
 mod shown;
 pub mod tenants;
 pub mod units;
-pub mod yaml;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,8 @@ use std::{
     time::Duration,
 };
 
-use collector::{containers, file_tail, host_metrics, syslog};
+pub use collector::yaml;
+use collector::{containers, file_tail, host_metrics, prometheus, syslog};
 use pipeline::{
     PipelineBuilder, PipelineConfig,
     trial::{self, Case},
@@ -46,6 +47,7 @@ pub enum SourceConfig {
     Files(file_tail::Config),
     Containers(containers::Config),
     HostMetrics(host_metrics::Config),
+    PrometheusScrape(prometheus::Config),
     Syslog(syslog::Config),
 }
 
@@ -169,6 +171,8 @@ pub struct Config {
     pub named_inputs: BTreeSet<String>,
     pub pipeline: PipelineConfig,
     pub rules: rules::Checked,
+    /// What is left out although it was asked for, ready to print.
+    pub warnings: Vec<String>,
 }
 
 impl Config {
@@ -188,6 +192,15 @@ impl Config {
                 c.tenants = tenants.clone();
             }
         }
+    }
+
+    /// What the scraping sources show of themselves, by name.
+    pub fn scrapers(&self) -> Vec<(String, Arc<prometheus::Pools>)> {
+        let pools = |(name, source): (&String, &SourceConfig)| match source {
+            SourceConfig::PrometheusScrape(c) => Some((name.clone(), c.pools.clone())),
+            _ => None,
+        };
+        self.sources.iter().filter_map(pools).collect()
     }
 }
 
@@ -217,12 +230,21 @@ impl Config {
     }
 }
 
-/// Checks a text: every problem at once, as `file:line:column: path: message`.
-pub fn check(text: &str, name: &str) -> Result<(), ConfigError> {
+/// Checks a text, ours or one of Prometheus: every problem at once, as `file:line:column: path: message`. What is left
+/// out although it is asked for comes back in the same form.
+pub fn check(text: &str, name: &str) -> Result<Vec<String>, ConfigError> {
     let document = parse(text, name)?;
+    if scrape::is_prometheus(&document) {
+        let read = scrape::read_document(&document, name, Path::new(name).parent().unwrap_or(Path::new("")));
+        return read.map(|read| read.warnings).map_err(ConfigError);
+    }
     let mut problems = Vec::new();
-    build(&document, &ServeArgs::default(), &rules::base(name), &mut problems);
-    if problems.is_empty() { Ok(()) } else { Err(ConfigError(lines(name, problems))) }
+    let args = ServeArgs { config: Some(name.into()), ..ServeArgs::default() };
+    let config = build(&document, &args, &rules::base(name), &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config.warnings),
+        _ => Err(ConfigError(lines(name, problems))),
+    }
 }
 
 /// How one case of the section `tests` went.
@@ -278,7 +300,9 @@ fn parse(text: &str, name: &str) -> Result<Document, ConfigError> {
 fn lines(name: &str, mut problems: Vec<Problem>) -> Vec<String> {
     problems.sort_by(|a, b| (a.place, &a.path).cmp(&(b.place, &b.path)));
     problems.dedup();
-    problems.into_iter().map(|p| format!("{name}:{p}")).collect()
+    let place =
+        |p: Problem| if name.is_empty() { format!("{}: {}", p.path, p.message) } else { format!("{name}:{p}") };
+    problems.into_iter().map(place).collect()
 }
 
 fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<Problem>) -> Option<Config> {
@@ -321,7 +345,9 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     }
     problems.append(&mut found);
     let rules = rules::check(document, &file.rules, &file.alerting, base, problems);
-    let sources = components(document, "sources", &file.sources, problems);
+    let mut sources = components(document, "sources", &file.sources, problems);
+    let mut warnings = Vec::new();
+    scrape::read_sources(document, args, &mut sources, problems, &mut warnings);
     let pipeline = PipelineConfig {
         transforms: components(document, "transforms", &file.transforms, problems),
         sinks: components(document, "sinks", &file.sinks, problems),
@@ -383,6 +409,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         named_inputs,
         pipeline,
         rules,
+        warnings,
     })
 }
 
@@ -460,7 +487,7 @@ fn wired(
     }
     for (name, source) in sources {
         let signals = match source {
-            SourceConfig::HostMetrics(_) => pipeline::Signals::METRICS,
+            SourceConfig::HostMetrics(_) | SourceConfig::PrometheusScrape(_) => pipeline::Signals::METRICS,
             SourceConfig::Files(_) | SourceConfig::Containers(_) | SourceConfig::Syslog(_) => pipeline::Signals::LOGS,
         };
         builder = builder.input(name, signals);
@@ -598,7 +625,7 @@ mod tests {
             let checked = check(&text, "f");
             let tested = test(&text, "f").is_ok();
             match checked {
-                Ok(()) => format!("fine {tested}"),
+                Ok(_) => format!("fine {tested}"),
                 Err(ConfigError(lines)) => format!("{} {}", fuzzing::size(lines.len()), fuzzing::outline(&lines[0])),
             }
         });

@@ -22,6 +22,7 @@ mod prometheus;
 mod prometheus_reads;
 mod promql_differential;
 mod rules;
+mod scrape;
 mod server;
 mod skip;
 mod smoke;

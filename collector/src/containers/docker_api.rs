@@ -160,27 +160,41 @@ impl DockerApi {
     }
 
     async fn ask<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
-        let wrong = |reason: String| ApiError::Answer { socket: self.socket.clone(), path: path.to_owned(), reason };
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ApiError::Connect { socket: self.socket.clone(), source })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(e.to_string()))?;
-        // Ends with this set, whatever becomes of the request.
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
-        let request = http::Request::get(path)
-            .header(http::header::HOST, "localhost")
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| wrong(e.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(|e| wrong(e.to_string()))?;
-        if answer.status() != http::StatusCode::OK {
-            return Err(wrong(format!("status {}", answer.status())));
-        }
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-        let body = body.collect().await.map_err(|e| wrong(e.to_string()))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|e| wrong(format!("a body not understood: {e}")))
+        let body = ask(&self.socket, path).await?;
+        serde_json::from_slice(&body).map_err(|e| ApiError::Answer {
+            socket: self.socket.clone(),
+            path: path.to_owned(),
+            reason: format!("a body not understood: {e}"),
+        })
     }
+}
+
+/// The body of an answer of 200 within [`REQUEST_TIMEOUT`].
+pub async fn socket_get(socket: &Path, path: &str) -> Result<Bytes, ApiError> {
+    let expired = || ApiError::Timeout { socket: socket.to_owned(), path: path.to_owned() };
+    timeout(REQUEST_TIMEOUT, ask(socket, path)).await.map_err(|_| expired())?
+}
+
+async fn ask(socket: &Path, path: &str) -> Result<Bytes, ApiError> {
+    let wrong = |reason: String| ApiError::Answer { socket: socket.to_owned(), path: path.to_owned(), reason };
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| ApiError::Connect { socket: socket.to_owned(), source })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(e.to_string()))?;
+    // Ends with this set, whatever becomes of the request.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let request = http::Request::get(path)
+        .header(http::header::HOST, "localhost")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| wrong(e.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(|e| wrong(e.to_string()))?;
+    if answer.status() != http::StatusCode::OK {
+        return Err(wrong(format!("status {}", answer.status())));
+    }
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+    Ok(body.collect().await.map_err(|e| wrong(e.to_string()))?.to_bytes())
 }
 
 fn container(c: Inspected, runtime: Runtime) -> Container {

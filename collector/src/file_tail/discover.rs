@@ -131,7 +131,7 @@ pub fn paths(pattern: &str) -> BTreeSet<PathBuf> {
 }
 
 /// Adds the files that `pattern` names: `*` and `?` within one folder, `**` for any depth. Symbolic links to files count.
-fn glob(pattern: &str, out: &mut BTreeSet<PathBuf>) {
+pub(crate) fn glob(pattern: &str, out: &mut BTreeSet<PathBuf>) {
     let start = PathBuf::from(if pattern.starts_with('/') { "/" } else { "." });
     let parts: Vec<&str> = pattern.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     descend(&start, &parts, 0, out);

@@ -11,7 +11,9 @@ use storage::Store;
 use super::{
     compressed::compressed,
     cross_origin::{Origins, cross_origin},
-    export, loki, prometheus, prometheus_admin, rules, sql, tempo,
+    export, loki,
+    prometheus::{self, targets::Scraper},
+    prometheus_admin, rules, sql, tempo,
 };
 use crate::{
     limits::Limits,
@@ -30,6 +32,8 @@ pub struct QueryConfig {
     pub origins: Origins,
     /// Whose rules and alerts are shown.
     pub ruler: Option<Ruler>,
+    /// Who scrapes, if anyone does.
+    pub scraper: Scraper,
 }
 
 /// The Prometheus API under `/api/v1` and `/prometheus/api/v1` with `/federate` beside it, SQL at `/api/v1/sql`, Tempo's
@@ -39,6 +43,7 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
     let api = prometheus::Api::new(engine, store.clone(), config.limits.clone(), config.about);
     let federation = prometheus::federation(api.clone()).layer(middleware::from_fn(compressed));
     let prometheus = prometheus::router(api)
+        .merge(prometheus::targets::router(config.scraper))
         .merge(prometheus_admin::router(store.clone()))
         .merge(rules::router(config.ruler.clone()))
         .layer(middleware::from_fn(compressed))

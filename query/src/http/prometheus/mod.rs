@@ -8,6 +8,7 @@ mod query;
 pub mod remote_read;
 mod series;
 mod status;
+pub mod targets;
 mod text;
 
 use std::{sync::Arc, time::SystemTime};
@@ -97,9 +98,6 @@ pub fn router(api: Api) -> Router {
         .route("/format_query", get(handler!(text::format)).post(handler!(text::format)))
         .route("/parse_query", get(handler!(text::parse)).post(handler!(text::parse)))
         .route("/read", post(remote_read::read))
-        .route("/targets", get(|| async { fixed(r#"{"activeTargets":[],"droppedTargets":[]}"#) }))
-        .route("/targets/metadata", get(|| async { fixed("[]") }))
-        .route("/scrape_pools", get(|| async { fixed(r#"{"scrapePools":[]}"#) }))
         .with_state(api)
 }
 

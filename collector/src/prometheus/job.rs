@@ -1,0 +1,436 @@
+//! A configuration file checked into jobs, and everything in it that we do not do, by name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use pipeline::{
+    codec::prom_text::{Options, Protocol},
+    transform::relabel::{Rule, RuleConfig},
+};
+
+use super::{
+    config::{File, Global, HttpConfig, Scheme, ScrapeConfig, Size, Span, parse_span},
+    discovery::Discovery,
+};
+
+/// Bytes of one body unless `body_size_limit` says less: more than any real target exposes.
+pub const BODY_BYTES_MAX: usize = 256 << 20;
+
+const INTERVAL: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Something about a file: where, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// `scrape_configs[0].relabel_configs[1].regex`.
+    pub path: String,
+    pub message: String,
+    /// Of a key rather than its value.
+    pub at_key: bool,
+}
+
+/// What [`check`] found.
+#[derive(Default)]
+pub struct Checked {
+    pub jobs: Vec<Arc<Job>>,
+    /// Must be put right.
+    pub errors: Vec<Finding>,
+    /// Known to Prometheus, not done here: left out, and told.
+    pub unsupported: Vec<Finding>,
+}
+
+/// One `scrape_config`, checked.
+pub struct Job {
+    pub name: String,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub honor_labels: bool,
+    pub honor_timestamps: bool,
+    pub track_timestamps_staleness: bool,
+    pub protocols: Vec<Protocol>,
+    pub fallback: Option<Protocol>,
+    pub options: Options,
+    /// Names are `[a-zA-Z_:][a-zA-Z0-9_:]*` only.
+    pub legacy_names: bool,
+    /// How targets shall escape names that are not.
+    pub escaping: &'static str,
+    pub metrics_path: String,
+    pub scheme: Scheme,
+    pub params: BTreeMap<String, Vec<String>>,
+    pub compression: bool,
+    pub body_bytes_max: usize,
+    pub limits: SampleLimits,
+    pub target_limit: Option<u64>,
+    /// Dropped targets remembered for the API.
+    pub keep_dropped: usize,
+    pub extra_metrics: bool,
+    pub relabel: Vec<Rule>,
+    pub metric_relabel: Vec<Rule>,
+    pub http: HttpConfig,
+    pub discovery: Vec<Discovery>,
+}
+
+/// `None`: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SampleLimits {
+    pub samples: Option<u64>,
+    pub labels: Option<u64>,
+    pub name_bytes: Option<u64>,
+    pub value_bytes: Option<u64>,
+}
+
+/// Dropped targets remembered of one job unless told otherwise.
+const DROPPED_KEPT: usize = 10_000;
+
+/// Collects findings below one path.
+pub(super) struct Findings<'a> {
+    out: &'a mut Checked,
+    path: String,
+}
+
+impl Findings<'_> {
+    pub fn error(&mut self, key: &str, message: impl Into<String>) {
+        let path = self.at(key);
+        self.out.errors.push(Finding { path, message: message.into(), at_key: false });
+    }
+
+    /// A key that we do not do.
+    pub fn unsupported(&mut self, key: &str, set: bool, instead: &str) {
+        if set {
+            let path = self.at(key);
+            let message = format!("`{}` is not supported{instead}", key.rsplit('.').next().unwrap_or(key));
+            self.out.unsupported.push(Finding { path, message, at_key: true });
+        }
+    }
+
+    fn at(&self, key: &str) -> String {
+        match (self.path.is_empty(), key.is_empty()) {
+            (true, _) => key.to_owned(),
+            (_, true) => self.path.clone(),
+            _ => format!("{}.{key}", self.path),
+        }
+    }
+
+    pub fn below(&mut self, key: &str) -> Findings<'_> {
+        let path = self.at(key);
+        Findings { out: self.out, path }
+    }
+}
+
+/// Checks a file. `folder`: what relative paths in it start from.
+pub fn check(file: &File, folder: &Path) -> Checked {
+    let mut out = Checked::default();
+    let mut top = Findings { out: &mut out, path: String::new() };
+    for (key, set, instead) in [
+        (
+            "alerting",
+            file.alerting.is_some(),
+            " here: name Alertmanagers in `alerting` of the configuration of Sightline",
+        ),
+        ("runtime", file.runtime.is_some(), ": it tunes Prometheus' own process"),
+        ("storage", file.storage.is_some(), ": set `storage` and `retention` in the configuration of Sightline"),
+        ("tracing", file.tracing.is_some(), ": our own traces are in our own store"),
+        ("otlp", file.otlp.is_some(), ": OTLP is taken with the default translation"),
+        ("remote_write", file.remote_write.is_some(), " here: configure a sink of type prometheus_remote_write"),
+        ("remote_read", file.remote_read.is_some(), ""),
+        ("rule_files", !file.rule_files.is_empty(), " here: name them in `rules` of the configuration of Sightline"),
+        ("global.query_log_file", file.global.query_log_file.is_some(), ""),
+        (
+            "global.scrape_failure_log_file",
+            file.global.scrape_failure_log_file.is_some(),
+            ": failures are logged at debug",
+        ),
+    ] {
+        top.unsupported(key, set, instead);
+    }
+    if file.global.convert_classic_histograms_to_nhcb == Some(true) {
+        top.unsupported("global.convert_classic_histograms_to_nhcb", true, ": classic histograms stay classic");
+    }
+    let mut names = BTreeSet::new();
+    let mut jobs = Vec::new();
+    for (i, config) in file.scrape_configs.iter().enumerate() {
+        let mut at = top.below(&format!("scrape_configs[{i}]"));
+        if config.job_name.is_empty() {
+            at.error("job_name", "is empty; every scrape configuration needs a name");
+        } else if !names.insert(config.job_name.as_str()) {
+            at.error("job_name", format!("there is another scrape configuration named {:?}", config.job_name));
+        }
+        jobs.push(Arc::new(job(config, &file.global, folder, &mut at)));
+    }
+    out.jobs = jobs;
+    out
+}
+
+fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<'_>) -> Job {
+    unsupported(config, at);
+    let interval = config.scrape_interval.or(global.scrape_interval).map_or(INTERVAL, |s| s.0);
+    if interval.is_zero() {
+        at.error("scrape_interval", "is 0; expected more");
+    }
+    let timeout = match (config.scrape_timeout, global.scrape_timeout) {
+        (Some(own), _) => own.0,
+        // What is inherited gives way.
+        (None, Some(global)) => global.0.min(interval),
+        (None, None) => TIMEOUT.min(interval),
+    };
+    if timeout > interval {
+        let (timeout, interval) = (Span(timeout), Span(interval));
+        at.error("scrape_timeout", format!("scrape timeout {timeout} is longer than the scrape interval {interval}"));
+    } else if timeout.is_zero() {
+        at.error("scrape_timeout", "is 0; expected more");
+    }
+    let native = config.scrape_native_histograms.or(global.scrape_native_histograms).unwrap_or(false);
+    let classic = config.always_scrape_classic_histograms.or(config.scrape_classic_histograms);
+    let validation =
+        config.metric_name_validation_scheme.as_deref().or(global.metric_name_validation_scheme.as_deref());
+    let legacy_names = match validation {
+        None | Some("utf8") => false,
+        Some("legacy") => true,
+        Some(other) => {
+            at.error("metric_name_validation_scheme", format!("unknown scheme `{other}`, expected utf8 or legacy"));
+            false
+        }
+    };
+    let escaping = config.metric_name_escaping_scheme.as_deref().or(global.metric_name_escaping_scheme.as_deref());
+    let escaping = match escaping {
+        None if legacy_names => "underscores",
+        None | Some("allow-utf-8") => "allow-utf-8",
+        Some("underscores") => "underscores",
+        Some("dots") => "dots",
+        Some("values") => "values",
+        Some(other) => {
+            let expected = "expected allow-utf-8, underscores, dots or values";
+            at.error("metric_name_escaping_scheme", format!("unknown scheme `{other}`, {expected}"));
+            "allow-utf-8"
+        }
+    };
+    let limit = |own: Option<u64>, global: Option<u64>| own.or(global).filter(|n| *n > 0);
+    let body = config.body_size_limit.or(global.body_size_limit).map_or(0, |Size(n)| n);
+    Job {
+        name: config.job_name.clone(),
+        interval,
+        timeout,
+        honor_labels: config.honor_labels,
+        honor_timestamps: config.honor_timestamps.unwrap_or(true),
+        track_timestamps_staleness: config.track_timestamps_staleness,
+        protocols: protocols(config.scrape_protocols.as_ref().or(global.scrape_protocols.as_ref()), native, at),
+        fallback: config.fallback_scrape_protocol.as_deref().and_then(|name| {
+            let found = Protocol::parse(name);
+            if found.is_none() {
+                at.error("fallback_scrape_protocol", unknown_protocol(name));
+            }
+            found
+        }),
+        options: Options {
+            native,
+            classic_too: classic.or(global.always_scrape_classic_histograms).unwrap_or(false),
+        },
+        legacy_names,
+        escaping,
+        metrics_path: config.metrics_path.clone().unwrap_or_else(|| "/metrics".to_owned()),
+        scheme: config.scheme,
+        params: config.params.iter().map(|(k, v)| (k.clone(), v.iter().map(|t| t.0.clone()).collect())).collect(),
+        compression: config.enable_compression.unwrap_or(true),
+        body_bytes_max: usize::try_from(body).ok().filter(|n| *n > 0).unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX),
+        limits: SampleLimits {
+            samples: limit(config.sample_limit, global.sample_limit),
+            labels: limit(config.label_limit, global.label_limit),
+            name_bytes: limit(config.label_name_length_limit, global.label_name_length_limit),
+            value_bytes: limit(config.label_value_length_limit, global.label_value_length_limit),
+        },
+        target_limit: limit(config.target_limit, global.target_limit),
+        keep_dropped: limit(config.keep_dropped_targets, global.keep_dropped_targets)
+            .map_or(DROPPED_KEPT, |n| usize::try_from(n).unwrap_or(DROPPED_KEPT).min(DROPPED_KEPT)),
+        extra_metrics: config.extra_scrape_metrics.or(global.extra_scrape_metrics).unwrap_or(false),
+        relabel: rules(&config.relabel_configs, "relabel_configs", at),
+        metric_relabel: rules(&config.metric_relabel_configs, "metric_relabel_configs", at),
+        http: http(config.http(), folder, at),
+        discovery: Discovery::of(config, folder, at),
+    }
+}
+
+fn unknown_protocol(name: &str) -> String {
+    let names: Vec<&str> = Protocol::ALL.iter().map(|p| p.name()).collect();
+    let near = pipeline::error::nearest(name, names.iter().copied());
+    let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+    format!("unknown scrape protocol `{name}`, expected one of {}{hint}", names.join(", "))
+}
+
+fn protocols(names: Option<&Vec<String>>, native: bool, at: &mut Findings<'_>) -> Vec<Protocol> {
+    let mut out: Vec<Protocol> = Vec::new();
+    for (i, name) in names.into_iter().flatten().enumerate() {
+        let key = format!("scrape_protocols[{i}]");
+        match Protocol::parse(name) {
+            None => at.error(&key, unknown_protocol(name)),
+            Some(protocol) if out.contains(&protocol) => at.error(&key, format!("`{name}` is given twice")),
+            Some(protocol) => out.push(protocol),
+        }
+    }
+    if out.is_empty() {
+        out.extend(native.then_some(Protocol::Protobuf));
+        out.extend(Protocol::DEFAULT);
+    }
+    out
+}
+
+fn rules(configs: &[RuleConfig], key: &str, at: &mut Findings<'_>) -> Vec<Rule> {
+    let mut errors = Vec::new();
+    let mut out = Vec::with_capacity(configs.len());
+    for (i, config) in configs.iter().enumerate() {
+        out.extend(Rule::new(config, &format!("{key}[{i}]"), &mut errors));
+    }
+    for error in errors {
+        at.error(&error.path, error.message);
+    }
+    out
+}
+
+/// What a scrape configuration may have in Prometheus and not here.
+fn unsupported(config: &ScrapeConfig, at: &mut Findings<'_>) {
+    let discoveries = [
+        ("aws_sd_configs", &config.aws_sd_configs),
+        ("azure_sd_configs", &config.azure_sd_configs),
+        ("consul_sd_configs", &config.consul_sd_configs),
+        ("digitalocean_sd_configs", &config.digitalocean_sd_configs),
+        ("dockerswarm_sd_configs", &config.dockerswarm_sd_configs),
+        ("ec2_sd_configs", &config.ec2_sd_configs),
+        ("eureka_sd_configs", &config.eureka_sd_configs),
+        ("gce_sd_configs", &config.gce_sd_configs),
+        ("hetzner_sd_configs", &config.hetzner_sd_configs),
+        ("ionos_sd_configs", &config.ionos_sd_configs),
+        ("kuma_sd_configs", &config.kuma_sd_configs),
+        ("lightsail_sd_configs", &config.lightsail_sd_configs),
+        ("linode_sd_configs", &config.linode_sd_configs),
+        ("marathon_sd_configs", &config.marathon_sd_configs),
+        ("nerve_sd_configs", &config.nerve_sd_configs),
+        ("nomad_sd_configs", &config.nomad_sd_configs),
+        ("openstack_sd_configs", &config.openstack_sd_configs),
+        ("ovhcloud_sd_configs", &config.ovhcloud_sd_configs),
+        ("puppetdb_sd_configs", &config.puppetdb_sd_configs),
+        ("scaleway_sd_configs", &config.scaleway_sd_configs),
+        ("serverset_sd_configs", &config.serverset_sd_configs),
+        ("stackit_sd_configs", &config.stackit_sd_configs),
+        ("triton_sd_configs", &config.triton_sd_configs),
+        ("uyuni_sd_configs", &config.uyuni_sd_configs),
+        ("vultr_sd_configs", &config.vultr_sd_configs),
+    ];
+    for (key, value) in discoveries {
+        let instead = ": its targets are not scraped; file_sd_configs or http_sd_configs can name them";
+        at.unsupported(key, value.is_some(), instead);
+    }
+    let resolution = ": native histograms are stored at the resolution they come in";
+    at.unsupported("native_histogram_bucket_limit", config.native_histogram_bucket_limit.is_some(), resolution);
+    at.unsupported(
+        "native_histogram_min_bucket_factor",
+        config.native_histogram_min_bucket_factor.is_some(),
+        resolution,
+    );
+    at.unsupported(
+        "convert_classic_histograms_to_nhcb",
+        config.convert_classic_histograms_to_nhcb == Some(true),
+        ": classic histograms stay classic",
+    );
+    at.unsupported(
+        "scrape_failure_log_file",
+        config.scrape_failure_log_file.is_some(),
+        ": failures are logged at debug",
+    );
+}
+
+/// Paths made absolute; contradictions and what we do not do told.
+pub(super) fn http(mut config: HttpConfig, folder: &Path, at: &mut Findings<'_>) -> HttpConfig {
+    let join = |path: &mut Option<PathBuf>| {
+        if let Some(p) = path {
+            *p = folder.join(&p);
+        }
+    };
+    for (key, set) in [
+        ("oauth2", config.oauth2.is_some()),
+        ("proxy_connect_header", config.proxy_connect_header.is_some()),
+        ("no_proxy", config.no_proxy.is_some()),
+        ("tls_config.server_name", config.tls_config.server_name.is_some()),
+        ("tls_config.ca_ref", config.tls_config.ca_ref.is_some()),
+        ("tls_config.cert_ref", config.tls_config.cert_ref.is_some()),
+        ("tls_config.key_ref", config.tls_config.key_ref.is_some()),
+    ] {
+        at.unsupported(key, set, "");
+    }
+    let ways = [
+        config.basic_auth.is_some(),
+        config.authorization.is_some(),
+        config.oauth2.is_some(),
+        config.bearer_token.is_some() || config.bearer_token_file.is_some(),
+    ];
+    if ways.into_iter().filter(|w| *w).count() > 1 {
+        at.error(
+            "",
+            "at most one of basic_auth, authorization, oauth2, bearer_token and bearer_token_file may be set",
+        );
+    }
+    if let Some(basic) = &mut config.basic_auth {
+        join(&mut basic.password_file);
+        join(&mut basic.username_file);
+        at.unsupported("basic_auth.username_ref", basic.username_ref.is_some(), "");
+        at.unsupported("basic_auth.password_ref", basic.password_ref.is_some(), "");
+        if basic.password.is_some() && basic.password_file.is_some() {
+            at.error("basic_auth", "at most one of password and password_file may be set");
+        }
+    }
+    if let Some(auth) = &mut config.authorization {
+        join(&mut auth.credentials_file);
+        at.unsupported("authorization.credentials_ref", auth.credentials_ref.is_some(), "");
+        if auth.credentials.is_some() && auth.credentials_file.is_some() {
+            at.error("authorization", "at most one of credentials and credentials_file may be set");
+        }
+        if auth.kind.as_deref().is_some_and(|k| k.trim().eq_ignore_ascii_case("basic")) {
+            at.error("authorization.type", "cannot be `basic`; use basic_auth");
+        }
+    }
+    join(&mut config.bearer_token_file);
+    let tls = &mut config.tls_config;
+    join(&mut tls.ca_file);
+    join(&mut tls.cert_file);
+    join(&mut tls.key_file);
+    if (tls.cert.is_some() || tls.cert_file.is_some()) != (tls.key.is_some() || tls.key_file.is_some()) {
+        at.error("tls_config", "a certificate needs its key, and a key its certificate");
+    }
+    for (key, version) in [("min_version", &tls.min_version), ("max_version", &tls.max_version)] {
+        match version.as_deref() {
+            None | Some("TLS12" | "TLS13") => {}
+            Some(other) => {
+                at.error(
+                    &format!("tls_config.{key}"),
+                    format!("unsupported version `{other}`, expected TLS12 or TLS13"),
+                );
+            }
+        }
+    }
+    for header in config.http_headers.values_mut() {
+        for file in &mut header.files {
+            *file = folder.join(&*file);
+        }
+    }
+    if let Some(url) = &config.proxy_url
+        && let Err(e) = reqwest::Proxy::all(url)
+    {
+        at.error("proxy_url", format!("is not a proxy's address: {e}"));
+    }
+    config
+}
+
+/// `__scrape_interval__` and `__scrape_timeout__` of a target.
+pub(super) fn target_times(interval: &str, timeout: &str) -> Result<(Duration, Duration), String> {
+    let parsed_interval = parse_span(interval).map_err(|e| format!("__scrape_interval__: {e}"))?;
+    let parsed_timeout = parse_span(timeout).map_err(|e| format!("__scrape_timeout__: {e}"))?;
+    if parsed_interval.is_zero() || parsed_timeout.is_zero() {
+        return Err("scrape interval and timeout cannot be 0".to_owned());
+    }
+    if parsed_timeout > parsed_interval {
+        return Err(format!("scrape timeout cannot be greater than scrape interval ({timeout:?} > {interval:?})"));
+    }
+    Ok((parsed_interval, parsed_timeout))
+}
