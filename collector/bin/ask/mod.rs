@@ -3,7 +3,7 @@
 //! Exit code: 0 answered; 1 the query was refused or failed; 2 a wrong command line; 3 no server answered.
 
 mod answer;
-mod print;
+pub mod print;
 
 use std::{
     io::{self, Read as _, Write},

@@ -231,3 +231,37 @@ fn alertmanager_hears_of_every_alert_through_a_kill() {
     }
     assert!(server.stop().0.success());
 }
+
+#[test]
+fn rules_run_over_the_past() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--no-collect"]);
+    let path = dir.path().join("rules.yml");
+    let text = "groups:\n- name: g\n  rules:\n  - {record: 'half:value', expr: 'vector(time()) % 600', labels: {by: rule}}\n  \
+                - {alert: Half, expr: '(vector(time()) % 600) >= 300', for: 1m, annotations: {s: '{{ $value }}'}}\n  \
+                - {alert: Never, expr: vector(1) > 2}\n";
+    std::fs::write(&path, text).unwrap();
+    let (file, url) = (path.to_str().unwrap(), format!("http://{}", server.http));
+    let out = rules(&["backtest", file, "--from", "0", "--to", "3599", "--url", &url, "--format", "json"]);
+    let found: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    let episodes = found["episodes"].as_array().unwrap();
+    assert_eq!(episodes.len(), 6, "{found}");
+    assert_eq!(
+        (&episodes[0]["fired_at"], &episodes[0]["resolved_at"]),
+        (&"1970-01-01T00:06:00Z".into(), &"1970-01-01T00:10:00Z".into())
+    );
+    assert_eq!((&episodes[0]["annotations"]["s"], &episodes[5]["resolved_at"]), (&"360".into(), &Value::Null));
+    let out = rules(&["backtest", file, "--from", "0", "--to", "3599", "--url", &url]);
+    let table = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && table.contains("(6 rows)") && table.contains("never fired: Never"), "{table}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 60 * 60;
+    let (from, to) = ((now - 3600).to_string(), now.to_string());
+    let out = rules(&["backfill", file, "--from", &from, "--to", &to, "--url", &url]);
+    assert!(out.status.success(), "{out:?}");
+    let answer = server
+        .get(&format!("/api/v1/query?query=count_over_time(half:value{{by=%22rule%22}}[2h])&time={now}"))
+        .json();
+    assert_eq!(answer["data"]["result"][0]["value"][1], "61", "{answer}");
+    let out = rules(&["backtest", file, "--from", "0", "--to", "60", "--url", "http://127.0.0.1:9"]);
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("no answer of"), "{out:?}");
+}

@@ -1,4 +1,6 @@
-//! `sightline rules`: check and test rule files without a server.
+//! `sightline rules`: check and test rule files without a server; run them over what a server has stored.
+
+mod backtest;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -17,6 +19,10 @@ enum RulesCommand {
     Check(CheckArgs),
     /// Run unit tests of rules in promtool's format
     Test(CheckArgs),
+    /// When alerting rules would have fired on what a running server has stored
+    Backtest(backtest::BacktestArgs),
+    /// Write what recording rules would have given in the past into a running server
+    Backfill(backtest::Over),
 }
 
 #[derive(Debug, Args)]
@@ -29,6 +35,8 @@ struct CheckArgs {
 pub fn run(args: RulesArgs) -> ExitCode {
     match args.command {
         RulesCommand::Check(args) => check(&args.files),
+        RulesCommand::Backtest(args) => crate::block_on(backtest::backtest(args)),
+        RulesCommand::Backfill(over) => crate::block_on(backtest::backfill(over)),
         RulesCommand::Test(args) => crate::block_on(test(args.files)),
     }
 }

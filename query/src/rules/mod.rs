@@ -1,6 +1,7 @@
 //! Rules and alerts: rule files in Prometheus' format, evaluated on a clock, their results written back, alerts kept and
 //! sent.
 pub mod alerting;
+pub mod backtest;
 pub mod file;
 pub mod group;
 pub mod notify;
