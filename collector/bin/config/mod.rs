@@ -505,8 +505,7 @@ fn wiring(
 ) -> Vec<Problem> {
     let mut builder = wired(document, sources, file, Arc::new(SystemClock::new()));
     if ships_rest {
-        let sink = pipeline::sink::stdout::StdoutSink::new(std::io::sink());
-        builder = builder.rest_sink(crate::agent::TO, Box::new(sink));
+        builder = builder.expect_rest_sink(crate::agent::TO);
     }
     match builder.check() {
         Ok(graph) => {
@@ -708,6 +707,26 @@ mod tests {
         );
         assert!(lines.iter().any(|l| l.contains("sources.containers")), "rows of a source nobody takes: {lines:?}");
         check("no_collect: true\nsinks:\n  out: {type: stdout, inputs: [push]}\n", "f.yaml").unwrap();
+    }
+
+    #[test]
+    fn dead_letters_have_a_name_also_those_of_where_an_agent_ships() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.yaml");
+        std::fs::write(&path, "sinks:\n  later: {type: file, inputs: [to.dead_letter], path: /tmp/refused.ndjson}\n")
+            .unwrap();
+        let args = |ships_rest| ServeArgs { config: Some(path.clone()), ships_rest, ..ServeArgs::default() };
+        let config = Config::load(&args(true)).unwrap();
+        assert!(config.named_inputs.contains("to.dead_letter"));
+        let ConfigError(lines) = Config::load(&args(false)).unwrap_err();
+        assert!(lines.iter().any(|l| l.contains("there is no source or transform `to.dead_letter`")), "{lines:?}");
+        let text = "no_collect: true\ntransforms:\n  p: {type: parse, inputs: [push], format: json}\nsinks:\n  \
+                    a: {type: store, inputs: [p, p.dead_letter, b.dead_letter]}\n  \
+                    b: {type: loki, inputs: [p, a.dead_letter], url: 'http://x'}\n";
+        let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
+        let told = "f.yaml:6:31: sinks.b.inputs[1]: `a` has no dead letters: it refuses nothing";
+        assert_eq!(lines, [told]);
+        check(&text.replace(", a.dead_letter", ""), "f.yaml").unwrap();
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct PipelineBuilder {
 enum SinkPlan {
     Configured(SinkConfig),
     Given(Box<dyn Sink>),
+    /// One that ships, which will be given to the builder that is built.
+    Expected,
 }
 
 impl SinkPlan {
@@ -62,6 +64,7 @@ impl SinkPlan {
         match self {
             SinkPlan::Configured(c) => c.keeps_positions(),
             SinkPlan::Given(s) => s.keeps_positions(),
+            SinkPlan::Expected => true,
         }
     }
 
@@ -69,6 +72,7 @@ impl SinkPlan {
         match self {
             SinkPlan::Configured(c) => c.gives_dead_letters(),
             SinkPlan::Given(s) => s.gives_dead_letters(),
+            SinkPlan::Expected => true,
         }
     }
 }
@@ -146,6 +150,12 @@ impl PipelineBuilder {
         self
     }
 
+    /// For a check alone: there will be a [`PipelineBuilder::rest_sink`] of this name, which ships to a remote.
+    pub fn expect_rest_sink(mut self, name: &str) -> Self {
+        self.sinks.push((name.to_owned(), None, SinkPlan::Expected));
+        self
+    }
+
     /// The local store as a sink with these inputs.
     pub fn store_sink(mut self, name: &str, inputs: &[&str]) -> Self {
         let config = SinkConfig::store();
@@ -192,6 +202,7 @@ impl PipelineBuilder {
             signals: match plan {
                 SinkPlan::Configured(c) => c.signals(),
                 SinkPlan::Given(s) => s.signals(),
+                SinkPlan::Expected => Signals::ALL,
             },
             passes_others: true,
             outputs: Vec::new(),
@@ -259,6 +270,10 @@ impl PipelineBuilder {
                 let (name, _, plan) = self.sinks.swap_remove(at);
                 let sink = match plan {
                     SinkPlan::Given(sink) => sink,
+                    SinkPlan::Expected => {
+                        let message = "this sink was announced for a check and never given";
+                        return Err(BuildError(vec![ConfigError::new(format!("sinks.{name}"), message)]));
+                    }
                     SinkPlan::Configured(config) => {
                         config.build(&name, store.clone()).map_err(|e| BuildError(vec![e]))?
                     }

@@ -84,20 +84,15 @@ impl Transform for Sample {
 
     fn apply(&self, data: Data, counters: &Counters) -> Result<Data, TransformError> {
         let before = data.rows();
-        let mask = |rows| self.key.hashes(rows).into_iter().map(|h| self.keeps(h)).collect::<Vec<bool>>();
+        let mask = |rows: &arrow::array::RecordBatch| {
+            self.key.hashes(rows).into_iter().map(|h| self.keeps(h)).collect::<Vec<bool>>()
+        };
         let kept = match data {
-            Data::Logs(rows) => {
-                let mask = mask(&rows);
-                Data::Logs(series::keep_rows(rows, mask)?)
-            }
-            Data::Spans(rows) => {
-                let mask = mask(&rows);
-                Data::Spans(series::keep_rows(rows, mask)?)
-            }
             Data::Metrics(m) => {
                 let mask = mask(&m.series);
                 Data::Metrics(series::keep_series(m, &mask)?)
             }
+            rows => series::keep_where(rows, mask)?,
         };
         counters.dropped(DropReason::Sampled, (before - kept.rows()) as u64);
         Ok(kept)

@@ -9,7 +9,10 @@ use arrow::{
 };
 use storage::model::{Labels, MetricBatch, labels::id_of_json};
 
-use crate::{component::TransformError, transform::attributes::TextColumn};
+use crate::{
+    component::{Data, TransformError},
+    transform::attributes::TextColumn,
+};
 
 /// The rows whose mask is true.
 pub(super) fn keep_rows(rows: RecordBatch, mask: Vec<bool>) -> Result<RecordBatch, TransformError> {
@@ -17,6 +20,17 @@ pub(super) fn keep_rows(rows: RecordBatch, mask: Vec<bool>) -> Result<RecordBatc
         return Ok(rows);
     }
     Ok(filter_record_batch(&rows, &BooleanArray::from(mask))?)
+}
+
+/// The log records or spans that the mask has; points of metrics are not looked at.
+pub(super) fn keep_where(data: Data, mask: impl FnOnce(&RecordBatch) -> Vec<bool>) -> Result<Data, TransformError> {
+    let (rows, wrap): (RecordBatch, fn(RecordBatch) -> Data) = match data {
+        Data::Logs(rows) => (rows, Data::Logs),
+        Data::Spans(rows) => (rows, Data::Spans),
+        Data::Metrics(_) => return Ok(data),
+    };
+    let mask = mask(&rows);
+    keep_rows(rows, mask).map(wrap)
 }
 
 /// The series whose mask is true, with their points.

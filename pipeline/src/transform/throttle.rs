@@ -155,17 +155,12 @@ impl Transform for Throttle {
         };
         let mut buckets = self.buckets.lock();
         let kept = match data {
-            Data::Logs(rows) => {
-                let mask = hashes(&rows).into_iter().map(|h| buckets.take(h, now)).collect();
-                Data::Logs(series::keep_rows(rows, mask)?)
-            }
-            Data::Spans(rows) => {
-                let mask = hashes(&rows).into_iter().map(|h| buckets.take(h, now)).collect();
-                Data::Spans(series::keep_rows(rows, mask)?)
-            }
             Data::Metrics(m) => {
                 let hashes = hashes(&m.series);
                 Data::Metrics(series::keep_points(m, &hashes, None, |h| buckets.take(h, now))?)
+            }
+            rows => {
+                series::keep_where(rows, |rows| hashes(rows).into_iter().map(|h| buckets.take(h, now)).collect())?
             }
         };
         counters.dropped(DropReason::Throttled, (before - kept.rows()) as u64);
