@@ -316,7 +316,7 @@ async fn a_new_table_is_taken_while_the_store_is_away_and_made_when_it_is_back()
         push(&store, n).await.unwrap();
     }
     hold(&store, 10).await;
-    assert_eq!(store.tenants(), [tenant.clone()]);
+    assert_eq!(store.tenants(), std::slice::from_ref(&tenant));
     assert!(store.flush().await.is_err() && store.compact().await.is_err());
     store.checkpoint().await.unwrap();
     hold(&store, 10).await;

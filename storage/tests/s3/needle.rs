@@ -152,7 +152,7 @@ async fn a_cold_needle_reads_less_than_a_hundredth_of_the_bytes_and_a_warm_one_n
         let at = |m: i64| Timestamp(BASE + m * HOUR / 60);
         TimeRange::new(at(from), at(to)).unwrap()
     };
-    let pod = |n: u64| Selector::Labels(vec![Matcher::equal("pod", &format!("pod-{n}"))]);
+    let pod = |n: u64| Selector::Labels(vec![Matcher::equal("pod", format!("pod-{n}"))]);
     // Row 42 of thousand 60 is of pod 42, in the first hour.
     let word = Arc::new(Contains("request=60042 ".to_owned()));
     let needles = [
