@@ -42,7 +42,7 @@ impl Texts {
             page_bytes,
             page: Vec::with_capacity(room(options.page_rows) + page_bytes),
             lengths: Vec::with_capacity(options.page_rows),
-            levels: optional.then(|| no_levels()),
+            levels: optional.then(no_levels),
             page_rows: 0,
             rows: 0,
             nulls: 0,
