@@ -111,6 +111,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         },
         origins: query::http::cross_origin::Origins::of(std::mem::take(&mut config.allowed_origins)),
         scraper: crate::scrape_targets::of(config.scrapers()),
+        promql: query::promql::EngineOptions { features: config.features, ..Default::default() },
         ..query::QueryConfig::default()
     };
     let syslogs = config.syslog_counters();

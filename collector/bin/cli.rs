@@ -90,6 +90,9 @@ pub struct ServeArgs {
     /// Our own logs, metrics and traces, into our own store under the tenant `sightline` [default: true]
     #[arg(long, env = "SIGHTLINE_TELEMETRY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub telemetry: Option<bool>,
+    /// What is switched off by default, several with a comma: promql-experimental-functions, promql-extended-range-selectors, promql-binop-fill-modifiers, type-and-unit-labels, start-timestamps
+    #[arg(long, env = "SIGHTLINE_ENABLE_FEATURE", value_name = "NAME", value_delimiter = ',')]
+    pub enable_feature: Vec<String>,
     /// error, warn, info, debug or trace, also per module: info,storage=debug [default: warn]
     #[arg(long, env = "SIGHTLINE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,

@@ -1,5 +1,7 @@
 //! Notices about an answer, with the place in the query they are about. Each text once.
 
+use std::collections::BTreeSet;
+
 use crate::syntax::{Span, line_column};
 
 /// Notices of one kind given to a client; further ones are counted.
@@ -10,8 +12,8 @@ const ANNOTATIONS_KEPT_MAX: usize = 1000;
 
 #[derive(Clone, Debug, Default)]
 pub struct Annotations {
-    warnings: Vec<String>,
-    infos: Vec<String>,
+    warnings: Notices,
+    infos: Notices,
 }
 
 impl Annotations {
@@ -29,12 +31,12 @@ impl Annotations {
         push(&mut self.warnings, message.into());
     }
 
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    pub fn warnings(&self) -> Vec<&String> {
+        self.warnings.iter().collect()
     }
 
-    pub fn infos(&self) -> &[String] {
-        &self.infos
+    pub fn infos(&self) -> Vec<&String> {
+        self.infos.iter().collect()
     }
 
     /// The first [`ANNOTATIONS_SHOWN_MAX`] warnings, then how many more there are.
@@ -52,13 +54,16 @@ fn placed(kind: &str, query: &str, at: Span, message: &str) -> String {
     format!("PromQL {kind}: {message} ({line}:{column})")
 }
 
-fn push(list: &mut Vec<String>, text: String) {
-    if list.len() < ANNOTATIONS_KEPT_MAX && !list.contains(&text) {
-        list.push(text);
+/// In the order of their texts: threads come upon them in any other.
+type Notices = BTreeSet<String>;
+
+fn push(list: &mut Notices, text: String) {
+    if list.len() < ANNOTATIONS_KEPT_MAX {
+        list.insert(text);
     }
 }
 
-fn shown(list: &[String], kind: &str) -> Vec<String> {
+fn shown(list: &Notices, kind: &str) -> Vec<String> {
     let mut out: Vec<String> = list.iter().take(ANNOTATIONS_SHOWN_MAX).cloned().collect();
     if list.len() > ANNOTATIONS_SHOWN_MAX {
         out.push(format!("{} more {kind} annotations omitted", list.len() - ANNOTATIONS_SHOWN_MAX));

@@ -1,18 +1,19 @@
 //! The one door to storage: what the languages ask of it, in their own shapes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch},
+    array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch},
     datatypes::{Float64Type, Int32Type, Int64Type},
 };
 use storage::{
-    ScanError, ScanRequest, Selector, SeriesInfo, Store,
+    ScanError, ScanOrder, ScanRequest, Selector, SeriesInfo, Store,
     model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, batch::HistogramRow},
 };
 
 use crate::{
     error::QueryError,
+    parallel,
     promql::{
         histogram::{Histogram, ResetHint},
         is_stale,
@@ -35,6 +36,55 @@ pub struct SeriesData {
     pub histogram_starts: Vec<i64>,
 }
 
+impl SeriesData {
+    pub fn new(labels: Arc<Labels>) -> Self {
+        SeriesData { labels, ..SeriesData::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ts.is_empty() && self.histograms.is_empty()
+    }
+
+    /// Puts later points behind these. Times of `later` are all after those here.
+    pub fn append(&mut self, later: SeriesData) {
+        if self.is_empty() {
+            *self = later;
+            return;
+        }
+        let both = |starts: &mut Vec<i64>, len: usize, later: Vec<i64>, later_len: usize| {
+            if !(starts.is_empty() && later.is_empty()) {
+                starts.resize(len, 0);
+                starts.extend(later);
+                starts.resize(len + later_len, 0);
+            }
+        };
+        both(&mut self.starts, self.ts.len(), later.starts, later.ts.len());
+        both(&mut self.histogram_starts, self.histograms.len(), later.histogram_starts, later.histograms.len());
+        self.ts.extend(later.ts);
+        self.values.extend(later.values);
+        self.histograms.extend(later.histograms);
+    }
+
+    /// Forgets points at or before `ms`.
+    pub fn forget(&mut self, ms: i64) {
+        let samples = self.ts.partition_point(|t| *t <= ms);
+        let histograms = self.histograms.partition_point(|h| h.0 <= ms);
+        if samples > 0 {
+            self.ts.drain(..samples);
+            self.values.drain(..samples);
+            if !self.starts.is_empty() {
+                self.starts.drain(..samples);
+            }
+        }
+        if histograms > 0 {
+            self.histograms.drain(..histograms);
+            if !self.histogram_starts.is_empty() {
+                self.histogram_starts.drain(..histograms);
+            }
+        }
+    }
+}
+
 /// How much before a range histograms are read for what they say of the first one in it, ms.
 const HINT_MS: i64 = 300_000;
 
@@ -47,6 +97,15 @@ pub struct SampleBudget {
 impl SampleBudget {
     pub fn new(samples: usize) -> Self {
         SampleBudget { left: samples }
+    }
+
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Of samples that are no longer held.
+    pub fn give_back(&mut self, samples: usize) {
+        self.left += samples;
     }
 
     pub fn take(&mut self, samples: usize) -> Result<(), QueryError> {
@@ -74,20 +133,47 @@ pub fn range_of_millis(from: i64, to: i64) -> Option<TimeRange> {
     TimeRange::new(Timestamp::from_millis(from), Timestamp::from_millis(to.saturating_add(1)))
 }
 
-/// Points of all matching series with `from_ms <= ts <= to_ms`.
-///
-/// `tell_drops`: histograms say that they were reset where they fell, not only where their sender says so.
-/// Errors when more than `series_max` series match or the budget is used up.
-pub async fn samples(
+/// The series of a selector, found once for all that is read of them.
+#[derive(Debug, Default)]
+pub struct Selected {
+    /// Sorted by labels.
+    infos: Vec<SeriesInfo>,
+    ids: Arc<[i64]>,
+    /// Id to place in `infos`.
+    index: HashMap<i64, usize>,
+}
+
+impl Selected {
+    pub fn len(&self) -> usize {
+        self.infos.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.infos.is_empty()
+    }
+
+    pub fn labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
+        self.infos.iter().map(|s| &s.labels)
+    }
+}
+
+/// What is read of points beside their times and values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    pub starts: bool,
+    /// Histograms say that they were reset where they fell, not only where their sender says so.
+    pub tell_drops: bool,
+}
+
+/// The matching series that are alive in the closed interval. Errors when there are more than `series_max`.
+pub async fn select(
     store: &Store,
     tenant: &TenantId,
     matchers: &[Matcher],
     (from_ms, to_ms): (i64, i64),
-    tell_drops: bool,
     series_max: usize,
-    budget: &mut SampleBudget,
-) -> Result<Vec<Arc<SeriesData>>, QueryError> {
-    let Some(range) = range_of_millis(from_ms, to_ms) else { return Ok(Vec::new()) };
+) -> Result<Selected, QueryError> {
+    let Some(range) = range_of_millis(from_ms, to_ms) else { return Ok(Selected::default()) };
     let infos = series(store, tenant, matchers, range).await?;
     if infos.len() > series_max {
         return Err(QueryError::Execution(format!(
@@ -95,32 +181,52 @@ pub async fn samples(
             infos.len()
         )));
     }
-    if infos.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids: Arc<[i64]> = infos.iter().map(|s| s.id).collect();
-    let request = |table, columns: &[&str]| {
-        ScanRequest::new(tenant.clone(), table, range).selector(Selector::Ids(ids.clone())).columns(columns)
+    let ids = infos.iter().map(|s| s.id).collect();
+    let index = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
+    Ok(Selected { infos, ids, index })
+}
+
+/// Points with `from_ms <= ts <= to_ms` of each selected series, in their order; a series without any is empty.
+///
+/// Errors when the budget is used up.
+pub async fn load(
+    store: &Store,
+    tenant: &TenantId,
+    selected: &Arc<Selected>,
+    (from_ms, to_ms): (i64, i64),
+    reading: Reading,
+    budget: &mut SampleBudget,
+) -> Result<Vec<SeriesData>, QueryError> {
+    let Some(range) = range_of_millis(from_ms, to_ms).filter(|_| !selected.is_empty()) else {
+        return Ok(selected.infos.iter().map(|s| SeriesData::new(s.labels.clone())).collect());
     };
-    let mut batches = Vec::new();
-    let mut stream = store.scan(request(Table::MetricSamples, &["series_id", "ts_ms", "start_ms", "value"])).await?;
-    while let Some(batch) = stream.next().await {
+    let request = |table, range| {
+        ScanRequest::new(tenant.clone(), table, range)
+            .selector(Selector::Ids(selected.ids.clone()))
+            .order(ScanOrder::Mixed, None)
+    };
+    let columns: &[&str] =
+        if reading.starts { &["series_id", "ts_ms", "value", "start_ms"] } else { &["series_id", "ts_ms", "value"] };
+    let mut samples = Vec::new();
+    let mut stream = store.scan(request(Table::MetricSamples, range).columns(columns)).await?;
+    while let Some(batch) = stream.next_of().await {
         let batch = batch?;
-        budget.take(batch.num_rows())?;
-        batches.push(batch);
+        budget.take(batch.1.num_rows())?;
+        samples.push(batch);
     }
     // The histogram before the first one tells whether that was reset.
     let earlier = range_of_millis(from_ms.saturating_sub(HINT_MS), to_ms).unwrap_or(range);
     let mut histograms = Vec::new();
-    let mut stream = store
-        .scan(ScanRequest::new(tenant.clone(), Table::MetricHistograms, earlier).selector(Selector::Ids(ids.clone())))
-        .await?;
-    while let Some(batch) = stream.next().await {
+    let mut stream = store.scan(request(Table::MetricHistograms, earlier)).await?;
+    while let Some(batch) = stream.next_of().await {
         let batch = batch?;
-        budget.take(batch.num_rows().saturating_mul(10))?;
+        budget.take(batch.1.num_rows().saturating_mul(10))?;
         histograms.push(batch);
     }
-    tokio::task::spawn_blocking(move || gather(infos, &batches, &histograms, from_ms, tell_drops))
+    // Of points with one time the one that was committed last counts.
+    histograms.sort_by_key(|(source, _)| *source);
+    let selected = selected.clone();
+    tokio::task::spawn_blocking(move || gather(&selected, &samples, &histograms, from_ms, reading))
         .await
         .map_err(|e| QueryError::Internal(e.to_string()))?
 }
@@ -131,48 +237,97 @@ pub(crate) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a Array
         .ok_or_else(|| QueryError::Storage(ScanError::Internal(format!("scan gave no column {name}"))))
 }
 
-fn gather(
-    infos: Vec<SeriesInfo>,
-    batches: &[RecordBatch],
-    histograms: &[RecordBatch],
-    from_ms: i64,
-    tell_drops: bool,
-) -> Result<Vec<Arc<SeriesData>>, QueryError> {
-    let index: HashMap<i64, usize> = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
-    let mut out: Vec<SeriesData> =
-        infos.into_iter().map(|s| SeriesData { labels: s.labels, ..SeriesData::default() }).collect();
-    for batch in batches {
+/// Rows of one series in a batch.
+struct Piece {
+    series: u32,
+    /// Of commit order.
+    source: u32,
+    batch: u32,
+    rows: Range<u32>,
+}
+
+/// The columns of a batch of samples.
+struct Columns<'b> {
+    ts: &'b [i64],
+    values: &'b [f64],
+    starts: Option<&'b Int64Array>,
+}
+
+fn pieces<'b>(
+    selected: &Selected,
+    batches: &'b [(usize, RecordBatch)],
+) -> Result<(Vec<Piece>, Vec<Columns<'b>>), QueryError> {
+    let (mut out, mut columns) = (Vec::new(), Vec::with_capacity(batches.len()));
+    for (n, (source, batch)) in batches.iter().enumerate() {
         let ids = column(batch, "series_id")?.as_primitive::<Int64Type>().values();
-        let ts = column(batch, "ts_ms")?.as_primitive::<Int64Type>().values();
-        let values = column(batch, "value")?.as_primitive::<Float64Type>().values();
-        let starts = column(batch, "start_ms")?.as_primitive::<Int64Type>();
-        // Rows come in runs of one series.
+        columns.push(Columns {
+            ts: column(batch, "ts_ms")?.as_primitive::<Int64Type>().values(),
+            values: column(batch, "value")?.as_primitive::<Float64Type>().values(),
+            starts: batch
+                .column_by_name("start_ms")
+                .map(|c| c.as_primitive::<Int64Type>())
+                .filter(|c| c.null_count() < c.len()),
+        });
         let mut at = 0;
-        while at < ids.len() {
-            let id = ids[at];
-            let end = at + ids[at..].iter().take_while(|i| **i == id).count();
-            if let Some(series) = index.get(&id).map(|i| &mut out[*i]) {
-                if starts.null_count() < starts.len() {
-                    series.starts.resize(series.ts.len(), 0);
-                    series.starts.extend(starts.iter().skip(at).take(end - at).map(|s| s.unwrap_or(0)));
-                } else if !series.starts.is_empty() {
-                    series.starts.resize(series.ts.len() + end - at, 0);
-                }
-                series.ts.extend_from_slice(&ts[at..end]);
-                series.values.extend_from_slice(&values[at..end]);
+        for run in ids.chunk_by(|a, b| a == b) {
+            let rows = at as u32..(at + run.len()) as u32;
+            at += run.len();
+            if let Some(series) = selected.index.get(&run[0]) {
+                out.push(Piece { series: *series as u32, source: *source as u32, batch: n as u32, rows });
             }
-            at = end;
         }
     }
-    for batch in histograms {
-        gather_histograms(batch, &index, &mut out)?;
+    // Batches of one source are in their order already, and stay in it.
+    out.sort_by_key(|p| (p.series, p.source));
+    Ok((out, columns))
+}
+
+fn gather(
+    selected: &Selected,
+    samples: &[(usize, RecordBatch)],
+    histograms: &[(usize, RecordBatch)],
+    from_ms: i64,
+    reading: Reading,
+) -> Result<Vec<SeriesData>, QueryError> {
+    let (pieces, columns) = pieces(selected, samples)?;
+    let rows = samples.iter().map(|(_, b)| b.num_rows()).sum::<usize>();
+    // Where the pieces of each series begin.
+    let mut first = vec![0; selected.len() + 1];
+    for p in &pieces {
+        first[p.series as usize + 1] += 1;
     }
-    for series in &mut out {
+    for i in 1..first.len() {
+        first[i] += first[i - 1];
+    }
+    let mut out = parallel::map(selected.len(), rows.saturating_mul(2), |n| {
+        let mut series = SeriesData::new(selected.infos[n].labels.clone());
+        let of = &pieces[first[n]..first[n + 1]];
+        let len = of.iter().map(|p| p.rows.len()).sum();
+        series.ts.reserve_exact(len);
+        series.values.reserve_exact(len);
+        for p in of {
+            let (columns, rows) = (&columns[p.batch as usize], p.rows.start as usize..p.rows.end as usize);
+            if let Some(starts) = columns.starts {
+                series.starts.resize(series.ts.len(), 0);
+                series.starts.extend(rows.clone().map(|i| if starts.is_valid(i) { starts.value(i) } else { 0 }));
+            } else if !series.starts.is_empty() {
+                series.starts.resize(series.ts.len() + rows.len(), 0);
+            }
+            series.ts.extend_from_slice(&columns.ts[rows.clone()]);
+            series.values.extend_from_slice(&columns.values[rows]);
+        }
         if series.starts.iter().all(|s| *s == 0) {
             series.starts.clear();
         }
-        sort_points(series);
-        hint_resets(&mut series.histograms, tell_drops);
+        sort_samples(&mut series);
+        Ok::<_, QueryError>(series)
+    })?;
+    for (_, batch) in histograms {
+        gather_histograms(batch, &selected.index, &mut out)?;
+    }
+    for series in out.iter_mut().filter(|s| !s.histograms.is_empty()) {
+        sort_histograms(series);
+        hint_resets(&mut series.histograms, reading.tell_drops);
         let early = series.histograms.partition_point(|h| h.0 < from_ms);
         series.histograms.drain(..early);
         series.histogram_starts.drain(..early);
@@ -180,8 +335,7 @@ fn gather(
             series.histogram_starts.clear();
         }
     }
-    out.retain(|s| !s.ts.is_empty() || !s.histograms.is_empty());
-    Ok(out.into_iter().map(Arc::new).collect())
+    Ok(out)
 }
 
 fn gather_histograms(
@@ -239,7 +393,7 @@ fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)], tell_drops: bool) {
 }
 
 /// Ascending times; of equal ones the last in commit order stays.
-fn sort_points(series: &mut SeriesData) {
+fn sort_samples(series: &mut SeriesData) {
     if !series.ts.windows(2).all(|w| w[0] < w[1]) {
         let mut order: Vec<usize> = (0..series.ts.len()).collect();
         order.sort_by_key(|i| series.ts[*i]);
@@ -256,6 +410,10 @@ fn sort_points(series: &mut SeriesData) {
         }
         series.ts = kept.iter().map(|i| series.ts[*i]).collect();
     }
+}
+
+/// As [`sort_samples`].
+fn sort_histograms(series: &mut SeriesData) {
     if !series.histograms.windows(2).all(|w| w[0].0 < w[1].0) {
         let histograms = std::mem::take(&mut series.histograms);
         let starts = std::mem::take(&mut series.histogram_starts);

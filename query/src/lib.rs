@@ -10,6 +10,7 @@ pub mod fragment;
 pub mod http;
 pub mod limits;
 pub mod logql;
+mod parallel;
 pub mod promql;
 pub mod raw;
 pub mod rules;

@@ -7,6 +7,9 @@ use storage::model::TenantId;
 /// Points a range query may ask for per series: `(end - start) / step`. Source: Prometheus.
 pub const POINTS_PER_SERIES_MAX: i64 = 11_000;
 
+/// Steps of one range query, whoever asks: even a query of no series holds a number for each.
+pub const STEPS_MAX: usize = 1_000_000;
+
 /// `match[]` parameters of one request.
 pub const MATCHES_MAX: usize = 200;
 

@@ -24,6 +24,7 @@ use pipeline::{
     PipelineBuilder, PipelineConfig,
     trial::{self, Case},
 };
+use query::promql::Features;
 use serde::Deserialize;
 use storage::{
     Durability, Promoted, StoreConfig,
@@ -65,6 +66,8 @@ struct File {
     fsync: Option<Fsync>,
     memory_limit: Option<Bytes>,
     log_level: Option<String>,
+    /// As the flag `--enable-feature`.
+    enable_feature: Vec<String>,
     retention: Vec<FileRetention>,
     limits: FileLimits,
     tenants: tenants::Section,
@@ -160,6 +163,7 @@ pub struct Config {
     pub shown: String,
     pub collect: bool,
     pub log_level: String,
+    pub features: Features,
     pub inflated_bytes_max: Option<usize>,
     pub future_max: Option<Duration>,
     pub past_max: Option<Duration>,
@@ -326,6 +330,13 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     if let Err(e) = crate::telemetry::filter(&log_level) {
         found.push(at("log_level", e));
     }
+    let mut features = Features::default();
+    for (i, name) in file.enable_feature.iter().enumerate() {
+        features.enable(name).unwrap_or_else(|e| found.push(at(&format!("enable_feature[{i}]"), e)));
+    }
+    for name in &args.enable_feature {
+        features.enable(name).unwrap_or_else(|e| found.push(at("enable_feature", e)));
+    }
     if file.storage.flush_bytes.is_some_and(|b| b.0 == 0) {
         found.push(at("storage.flush_bytes", "expected more than 0".into()));
     }
@@ -399,6 +410,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         shown: shown::without_secrets(&document.value),
         collect: !args.no_collect.or(file.no_collect).unwrap_or(false),
         log_level,
+        features,
         inflated_bytes_max: file.limits.inflated_bytes.and_then(|b| usize::try_from(b.0).ok()),
         future_max: file.limits.future.map(|s| s.0),
         past_max: file.limits.past.map(|s| s.0),

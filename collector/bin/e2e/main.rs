@@ -21,6 +21,7 @@ mod power_cut;
 mod prometheus;
 mod prometheus_reads;
 mod promql_differential;
+mod promql_speed;
 mod rules;
 mod scrape;
 mod server;

@@ -1,9 +1,11 @@
 //! From a request to its answer: parse, resolve times, fetch what selectors need, evaluate off the async threads.
 
 use std::{
-    cell::{Cell, RefCell},
     collections::HashSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration as StdDuration, Instant},
 };
 
@@ -13,30 +15,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ast::{At, BinaryOp, Duration, DurationKind, Edges, Expr, ExprKind, Selector, ValueType},
-    eval::{self, Evaluator, Steps, Values},
+    eval::{self, Evaluator, Leaf, Steps, Streamed, Values},
+    features::Features,
     parser::parse,
+    stack,
     value::{Point, Sample, SeriesPoints, Value},
 };
-use crate::{annotations::Annotations, error::QueryError, fetch, limits::Limits, syntax::Span};
+use crate::{
+    annotations::Annotations,
+    error::QueryError,
+    fetch::{self, SeriesData},
+    limits::{Limits, STEPS_MAX},
+    syntax::Span,
+};
 
 /// What differs from Prometheus' default flags.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// `__type__` and `__unit__` are dropped together with the metric name.
-    pub type_and_unit_labels: bool,
-    /// `rate`, `increase`, `irate` and `resets` use the start times of samples.
-    pub start_timestamps: bool,
+    pub features: Features,
     /// Step of subqueries that name none.
     pub default_step: StdDuration,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions {
-            type_and_unit_labels: false,
-            start_timestamps: false,
-            default_step: StdDuration::from_secs(60),
-        }
+        EngineOptions { features: Features::default(), default_step: StdDuration::from_secs(60) }
     }
 }
 
@@ -74,7 +77,10 @@ pub struct Stats {
     pub queue: StdDuration,
     pub prepare: StdDuration,
     pub eval: StdDuration,
+    /// Samples read.
     pub samples: usize,
+    /// Most samples and computed points held at one time, of about 16 bytes each.
+    pub samples_peak: usize,
 }
 
 /// Evaluates queries over one store. Clones share it.
@@ -106,6 +112,11 @@ impl Engine {
         }
         let intervals = (request.end_ms - request.start_ms) / request.step_ms;
         let count = usize::try_from(intervals).map_err(|_| QueryError::BadData("too many steps".into()))? + 1;
+        if count > STEPS_MAX {
+            return Err(QueryError::Execution(format!(
+                "query asks for {count} steps, more than the limit of {STEPS_MAX} steps per query; choose a longer step"
+            )));
+        }
         let steps = Steps { start: request.start_ms, step: request.step_ms, count };
         let times = (request.start_ms, request.end_ms, request.step_ms);
         self.run(tenant, &request.query, steps, times, request.timeout, request.lookback).await
@@ -147,6 +158,7 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<Output, QueryError> {
         let mut expr = parse(query)?;
+        self.options.features.check(query, &expr)?;
         let is_range = times.2 > 0;
         let value_type = expr.value_type();
         if is_range && !matches!(value_type, ValueType::Scalar | ValueType::Vector) {
@@ -165,57 +177,249 @@ impl Engine {
         let mut needs = Vec::new();
         let last = steps.time(steps.count - 1);
         plan(&expr, (steps.start, last), lookback_ms, &mut needs);
+        leaves(&expr, &mut needs);
         let bounds = self.limits.tenants.of(tenant);
-        for (_, from, to) in &needs {
+        for Need { from, to, .. } in &needs {
             bounds.check_range(to.saturating_sub(*from).saturating_mul(1_000_000)).map_err(QueryError::Execution)?;
         }
         let samples_max = self.limits.samples_of(tenant);
-        let mut budget = fetch::SampleBudget::new(samples_max);
-        let mut data = vec![Vec::new(); needs.len()];
+        let mut evaluator = Evaluator {
+            query: query.into(),
+            data: Arc::default(),
+            computed: Arc::default(),
+            lookback_ms,
+            times,
+            default_step_ms,
+            drop_type_and_unit: self.options.features.type_and_unit_labels,
+            start_timestamps: self.options.features.start_timestamps,
+            notes: Arc::default(),
+            samples_left: Arc::new(AtomicUsize::new(samples_max)),
+            deadline,
+            cancel,
+        };
         let mut stats_only = HashSet::new();
         of_stats(&expr, false, &mut stats_only);
-        for (selector, from, to) in needs {
-            data[selector.id] = fetch::samples(
-                &self.store,
-                tenant,
-                &selector.matchers,
-                (from, to),
-                stats_only.contains(&selector.id),
-                self.limits.series_of(tenant),
-                &mut budget,
-            )
-            .await?;
+        let wants_starts = self.options.features.start_timestamps || asks_for_starts(&expr);
+        let mut fetched = Fetched {
+            store: &self.store,
+            tenant,
+            series_max: self.limits.series_of(tenant),
+            samples_max,
+            budget: fetch::SampleBudget::new(samples_max),
+            samples: 0,
+            samples_peak: 0,
+        };
+        let mut data = vec![Vec::new(); needs.len()];
+        for need in needs {
+            let id = need.selector.id;
+            let reading = fetch::Reading { starts: wants_starts, tell_drops: stats_only.contains(&id) };
+            match need.leaf.clone() {
+                Some(leaf) if need.to - need.from > PIECE_MS_MIN => {
+                    let series = fetched.streamed(&evaluator, need, leaf, steps, reading).await?;
+                    evaluator.computed.lock().insert(id, series);
+                }
+                _ => data[id] = fetched.whole(need, reading).await?,
+            }
         }
-        let samples: usize = data.iter().flatten().map(|s| s.ts.len() + s.histograms.len()).sum();
-        let samples_left = samples_max.saturating_sub(samples);
-        let drop_type_and_unit = self.options.type_and_unit_labels;
-        let start_timestamps = self.options.start_timestamps;
-        let query = query.to_owned();
+        let (samples, samples_peak) = (fetched.samples, fetched.samples_peak);
+        evaluator.data = data.into();
+        // What is loaded and what is computed share one bound.
+        let computed = samples_max.saturating_sub(evaluator.samples_left.load(Ordering::Relaxed));
+        evaluator.samples_left.store(fetched.budget.left().saturating_sub(computed), Ordering::Relaxed);
         let started = Instant::now();
         let work = move || {
             let _slot = slot;
-            let evaluator = Evaluator {
-                query: &query,
-                data: &data,
-                lookback_ms,
-                times,
-                default_step_ms,
-                drop_type_and_unit,
-                start_timestamps,
-                notes: RefCell::new(Annotations::default()),
-                samples_left: Cell::new(samples_left),
-                deadline,
-                cancel: &cancel,
-            };
-            let values = evaluator.eval(&expr, &steps)?;
+            let values = stack::with_room(&evaluator.query, || evaluator.eval(&expr, &steps))?;
             let value = finish(values, &steps, is_range)?;
-            Ok::<_, QueryError>((value, evaluator.notes.into_inner()))
+            let notes = std::mem::take(&mut *evaluator.notes.lock());
+            let left = evaluator.samples_left.load(Ordering::Relaxed);
+            Ok::<_, QueryError>((value, notes, samples_max.saturating_sub(left)))
         };
-        let (value, annotations) =
+        let (value, annotations, held) =
             tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
-        let stats = Stats { queue: prepared - queued, prepare: started - prepared, eval: started.elapsed(), samples };
+        let stats = Stats {
+            queue: prepared - queued,
+            prepare: started - prepared,
+            eval: started.elapsed(),
+            samples,
+            samples_peak: samples_peak.max(held),
+        };
         Ok(Output { value, annotations, stats })
     }
+}
+
+/// The least time of one piece of a streamed leaf: compacted parts hold an hour or more.
+const PIECE_MS_MIN: i64 = 2 * 3_600_000;
+
+/// Samples a piece shall have about: few beside what a query may hold, many beside what a piece costs.
+const PIECE_SAMPLES: usize = 5_000_000;
+
+/// What a query has read so far, and what it may still.
+struct Fetched<'a> {
+    store: &'a Store,
+    tenant: &'a TenantId,
+    series_max: usize,
+    samples_max: usize,
+    budget: fetch::SampleBudget,
+    samples: usize,
+    samples_peak: usize,
+}
+
+impl Fetched<'_> {
+    /// All samples of a selector.
+    async fn whole(&mut self, need: Need, reading: fetch::Reading) -> Result<Vec<Arc<SeriesData>>, QueryError> {
+        let times = (need.from, need.to);
+        let matchers = &need.selector.matchers;
+        let selected = fetch::select(self.store, self.tenant, matchers, times, self.series_max).await?;
+        let selected = Arc::new(selected);
+        let before = self.budget.left();
+        let all = fetch::load(self.store, self.tenant, &selected, times, reading, &mut self.budget).await?;
+        self.samples += before - self.budget.left();
+        self.samples_peak += before - self.budget.left();
+        Ok(all.into_iter().filter(|s| !s.is_empty()).map(Arc::new).collect())
+    }
+
+    /// The values of a leaf, whose samples are read and forgotten piece by piece; the next piece is read while one is
+    /// evaluated.
+    async fn streamed(
+        &mut self,
+        evaluator: &Evaluator,
+        need: Need,
+        leaf: Leaf,
+        steps: Steps,
+        reading: fetch::Reading,
+    ) -> Result<Vec<eval::Series>, QueryError> {
+        let (from, to) = (need.from, need.to);
+        let matchers = &need.selector.matchers;
+        let selected = fetch::select(self.store, self.tenant, matchers, (from, to), self.series_max).await?;
+        let selected = Arc::new(selected);
+        if selected.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut streamed = Streamed::new(need.selector, leaf, steps, selected.len());
+        let mut length = PIECE_MS_MIN;
+        let mut start = from;
+        // What is read and not yet evaluated, up to when, and its samples.
+        let mut waiting: Option<(Vec<SeriesData>, i64, usize)> = None;
+        let mut held = 0;
+        loop {
+            let end = if start > to { None } else { Some(piece_end(start, length).min(to)) };
+            let before = self.budget.left();
+            let read = async {
+                match end {
+                    Some(end) => {
+                        let times = (start, end);
+                        fetch::load(self.store, self.tenant, &selected, times, reading, &mut self.budget)
+                            .await
+                            .map(Some)
+                    }
+                    None => Ok(None),
+                }
+            };
+            let (eval, taken) = (evaluator.clone(), waiting.take());
+            let evaluated = async move {
+                let work = move || {
+                    let Some((samples, until, n)) = taken else { return Ok((streamed, 0)) };
+                    streamed.push(&eval, samples, until)?;
+                    Ok::<_, QueryError>((streamed, n))
+                };
+                tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))?
+            };
+            let (read, evaluated) = tokio::join!(read, evaluated);
+            let (back, n) = evaluated?;
+            streamed = back;
+            let new = before - self.budget.left();
+            self.samples += new;
+            self.samples_peak = self.samples_peak.max(new + n + held);
+            // Of the piece that was evaluated only what the next steps see is still there.
+            let kept = streamed.held().min(n + held);
+            self.budget.give_back(n + held - kept);
+            held = kept;
+            match (read?, end) {
+                (Some(samples), Some(end)) => {
+                    waiting = Some((samples, end, new));
+                    // As many samples as wanted, going by the piece before.
+                    let aim = PIECE_SAMPLES.min(self.samples_max / 8);
+                    let wanted = (aim as f64 / new.max(1) as f64) * (end - start + 1) as f64;
+                    // Slowly, for what a piece had says little of the next one.
+                    let most = length.saturating_mul(2);
+                    length = (wanted as i64).min(most).max(PIECE_MS_MIN);
+                    start = end + 1;
+                }
+                _ => break,
+            }
+        }
+        self.budget.give_back(held);
+        let (eval, labels) = (evaluator.clone(), selected.clone());
+        tokio::task::spawn_blocking(move || streamed.finish(&eval, labels.labels().cloned()))
+            .await
+            .map_err(|e| QueryError::Internal(e.to_string()))?
+    }
+}
+
+/// The last millisecond before a full hour, `length` or somewhat less after `start`: parts end there.
+fn piece_end(start: i64, length: i64) -> i64 {
+    const HOUR_MS: i64 = 3_600_000;
+    let end = (start.saturating_add(length)).div_euclid(HOUR_MS) * HOUR_MS;
+    if end > start { end - 1 } else { start.saturating_add(length) }
+}
+
+/// Samples that a selector needs.
+struct Need {
+    selector: Selector,
+    /// Closed interval of sample times, ms.
+    from: i64,
+    to: i64,
+    /// What is computed of them while they are read, where nothing else is.
+    leaf: Option<Leaf>,
+}
+
+/// Notes of each need whether its selector can be evaluated as it is read.
+fn leaves(expr: &Expr, needs: &mut [Need]) {
+    let note = |s: &Selector, leaf: Leaf, needs: &mut [Need]| {
+        if s.at.is_none()
+            && s.edges == Edges::Plain
+            && let Some(need) = needs.iter_mut().find(|n| n.selector.id == s.id)
+        {
+            need.leaf = Some(leaf);
+        }
+    };
+    match &expr.kind {
+        // Steps of a subquery are its own.
+        ExprKind::Number(_) | ExprKind::String(_) | ExprKind::Range { .. } | ExprKind::Subquery(_) => {}
+        ExprKind::Paren(e) | ExprKind::Unary { operand: e, .. } => leaves(e, needs),
+        ExprKind::Binary(b) => {
+            leaves(&b.left, needs);
+            leaves(&b.right, needs);
+        }
+        ExprKind::Aggregate(a) => {
+            a.parameter.iter().for_each(|p| leaves(p, needs));
+            leaves(&a.operand, needs);
+        }
+        ExprKind::Selector(s) => note(s, Leaf::Instant(expr.span), needs),
+        ExprKind::Call { function, args } => {
+            if eval::is_plain(function.name) {
+                if let ExprKind::Range { selector, range } = &args[0].inner().kind {
+                    let leaf = Leaf::Function { name: function.name, range: range.clone(), span: args[0].span };
+                    note(selector, leaf, needs);
+                }
+                return;
+            }
+            // These read the samples' own times, or look at labels of selectors.
+            if !matches!(function.name, "timestamp" | "start_timestamp" | "info") {
+                args.iter().for_each(|a| leaves(a, needs));
+            }
+        }
+    }
+}
+
+/// Whether start times are asked for by name.
+fn asks_for_starts(expr: &Expr) -> bool {
+    let mut found = false;
+    expr.walk(&mut |e| {
+        found |= matches!(&e.kind, ExprKind::Call { function, .. } if function.name == "start_timestamp");
+    });
+    found
 }
 
 fn ms(d: StdDuration) -> i64 {
@@ -378,7 +582,7 @@ fn of_stats(expr: &Expr, inside: bool, out: &mut HashSet<usize>) {
 }
 
 /// What each selector needs, by its id: the closed interval of sample times for evaluation times in `times`.
-fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<(Selector, i64, i64)>) {
+fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<Need>) {
     let moved = |at: Option<At>, offset: Option<&Duration>| {
         let (from, to) = match at {
             Some(At::Millis(t)) => (t, t),
@@ -405,7 +609,7 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<(Selector, 
         ExprKind::Selector(s) => {
             let (from, to) = moved(s.at, s.offset.as_ref());
             let to = if s.edges == Edges::Smoothed { to + lookback } else { to };
-            out.push((s.clone(), from - lookback + 1, to));
+            out.push(Need { selector: s.clone(), from: from - lookback + 1, to, leaf: None });
         }
         ExprKind::Range { selector: s, range } => {
             let (from, to) = moved(s.at, s.offset.as_ref());
@@ -414,7 +618,8 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<(Selector, 
                 Edges::Anchored => (lookback, 0),
                 Edges::Smoothed => (lookback, lookback),
             };
-            out.push((s.clone(), from - eval::millis(range) - before + 1, to + after));
+            let from = from - eval::millis(range) - before + 1;
+            out.push(Need { selector: s.clone(), from, to: to + after, leaf: None });
         }
         ExprKind::Subquery(s) => {
             let (from, to) = moved(s.at, s.offset.as_ref());

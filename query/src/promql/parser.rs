@@ -9,7 +9,7 @@ use super::{
     },
     check,
     eval::name_matchers,
-    functions,
+    functions, stack,
 };
 use crate::syntax::{Binding, Climb, Cursor, Dialect, Kind, Span, SyntaxError, climb};
 
@@ -28,6 +28,10 @@ const LEVEL_UNARY: u8 = 6;
 
 /// Parses and type-checks one expression.
 pub fn parse(text: &str) -> Result<Expr, SyntaxError> {
+    stack::with_room(text, || parse_here(text))
+}
+
+fn parse_here(text: &str) -> Result<Expr, SyntaxError> {
     let mut parser = Parser { cursor: Cursor::new(text, &DIALECT)?, selectors: 0, names_label: false };
     if parser.cursor.peek().kind == Kind::End {
         return Err(parser.cursor.error(Span::new(0, 0), "no expression found in input"));

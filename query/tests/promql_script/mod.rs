@@ -7,7 +7,7 @@ use query::{
     error::QueryError,
     limits::Limits,
     promql::{
-        Engine, EngineOptions, InstantRequest, Point, RangeRequest, Value,
+        Engine, EngineOptions, Features, InstantRequest, Point, RangeRequest, Value,
         notation::{self as points, Points, duration, labels_of, parse_points, series, split_series},
     },
 };
@@ -35,8 +35,7 @@ impl Session {
         config.durability = storage::Durability::None;
         config.background = false;
         let store = Store::open(config).await.expect("a fresh store opens");
-        let options =
-            EngineOptions { type_and_unit_labels: true, start_timestamps: true, ..EngineOptions::default() };
+        let options = EngineOptions { features: Features::ALL, ..EngineOptions::default() };
         let engine = Engine::new(store.clone(), Limits::default(), options);
         Session { _dir: dir, store, engine }
     }

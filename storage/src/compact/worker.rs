@@ -21,7 +21,7 @@ use crate::{
     head::flush::{FlushLimits, due, held_for_little},
     limits,
     model::{
-        TimeRange, Timestamp, schema,
+        Table, TimeRange, Timestamp, schema,
         time::{NANOS_PER_DAY, NANOS_PER_HOUR},
     },
     part::PartError,
@@ -39,6 +39,9 @@ const RETENTION_TICK: Duration = Duration::from_secs(60);
 const COMPACT_RETRY: Duration = Duration::from_secs(60);
 /// Merges of one table before the others, retention and checkpoints get their turn.
 const MERGES_PER_TURN: usize = 4;
+/// Closed days of samples up to this size become one part, some ten million samples. Above it their hours stay apart: a
+/// part is sorted by series, so whoever asks for one hour of a day decodes the day.
+const SAMPLES_DAY_BYTES_MAX: u64 = 4 << 20;
 /// How far an eager compaction looks ahead, so that every hour and day counts as closed and quiet.
 const EAGER_AHEAD: i64 = 3 * NANOS_PER_DAY;
 
@@ -288,6 +291,10 @@ impl Inner {
     /// there are at the call (those flushed meanwhile wait, so that it ends); else a few merges. `true`: there may be more.
     fn compact_table(&self, state: &TableState, limits: &plan::Limits, eager: bool) -> Result<bool, ScanError> {
         let newest = state.data.read().parts.iter().map(|p| p.order).max().filter(|_| eager).unwrap_or(i64::MAX);
+        let mut limits = limits.clone();
+        if state.table == Table::MetricSamples {
+            limits.day_bytes_max = limits.day_bytes_max.min(SAMPLES_DAY_BYTES_MAX);
+        }
         let mut merges = 0;
         while eager || merges < MERGES_PER_TURN {
             let one = state.merge.lock();
@@ -297,7 +304,7 @@ impl Inner {
                 // A merged part has the greatest order of its inputs, so it stays among them.
                 let parts: Vec<_> = state.data.read().parts.iter().filter(|p| p.order <= newest).cloned().collect();
                 let now = if eager { Timestamp(now.nanos().saturating_add(EAGER_AHEAD)) } else { now };
-                plan::plan(&parts, now, limits).into_iter().find(|job| eager || !self.more_is_coming(state, job))
+                plan::plan(&parts, now, &limits).into_iter().find(|job| eager || !self.more_is_coming(state, job))
             };
             let Some(job) = job else { return Ok(false) };
             if self.stop.load(Ordering::SeqCst) && !eager {

@@ -29,10 +29,19 @@ pub enum ScanOrder {
     /// Older commits first, head last: of two points with equal series and time the later one counts.
     /// Within one part rows come in the table's sort order.
     Commit,
+    /// As [`ScanOrder::Commit`] within a part or head batch; several of those are read at once and come mixed.
+    /// [`ScanStream::next_of`] tells them apart.
+    Mixed,
     /// Log records of one stream and time come in the order they arrived.
     TimeAscending,
     /// The reverse.
     TimeDescending,
+}
+
+impl ScanOrder {
+    pub(crate) fn is_by_time(self) -> bool {
+        matches!(self, ScanOrder::TimeAscending | ScanOrder::TimeDescending)
+    }
 }
 
 /// A predicate evaluated where the rows are, before `limit` counts.
@@ -119,19 +128,27 @@ impl ScanStats {
     }
 }
 
+/// A batch and the number of its part or head batch in commit order.
+pub(crate) type Sent = Result<(usize, RecordBatch), ScanError>;
+
 /// The batches of a scan. Dropping it stops the scan.
 pub struct ScanStream {
-    receiver: mpsc::Receiver<Result<RecordBatch, ScanError>>,
+    receiver: mpsc::Receiver<Sent>,
     stats: Arc<ScanStats>,
 }
 
 impl ScanStream {
-    pub(crate) fn new(receiver: mpsc::Receiver<Result<RecordBatch, ScanError>>, stats: Arc<ScanStats>) -> Self {
+    pub(crate) fn new(receiver: mpsc::Receiver<Sent>, stats: Arc<ScanStats>) -> Self {
         ScanStream { receiver, stats }
     }
 
     /// The next batch, never an empty one; `None` at the end. After an error nothing follows.
     pub async fn next(&mut self) -> Option<Result<RecordBatch, ScanError>> {
+        Some(self.receiver.recv().await?.map(|(_, batch)| batch))
+    }
+
+    /// As [`ScanStream::next`], with the number of the part or head batch it is from: greater ones were committed later.
+    pub async fn next_of(&mut self) -> Option<Result<(usize, RecordBatch), ScanError>> {
         self.receiver.recv().await
     }
 

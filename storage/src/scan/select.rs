@@ -13,7 +13,7 @@ use arrow::{
 use crate::{
     ScanError,
     model::{Table, TimeRange, schema::SEQ, time::NANOS_PER_MILLI},
-    scan::{ScanOrder, ScanRequest, ScanStats},
+    scan::{ScanRequest, ScanStats},
 };
 
 /// A selector in the form that rows are tested with.
@@ -199,7 +199,7 @@ pub(crate) fn needed_columns(
     let schema = crate::model::schema::stored(request.table);
     let Some(columns) = &request.columns else { return Ok((0..schema.fields().len()).collect()) };
     let mut wanted: Vec<&str> = columns.iter().map(String::as_str).collect();
-    if timed || request.order != ScanOrder::Commit {
+    if timed || request.order.is_by_time() {
         wanted.push(request.table.time_column());
         if request.table == Table::MetricSeries {
             wanted.push("last_ms");
@@ -213,7 +213,7 @@ pub(crate) fn needed_columns(
     if let Some(filter) = &request.filter {
         wanted.extend(filter.columns());
     }
-    if request.order != ScanOrder::Commit && request.table == Table::Logs {
+    if request.order.is_by_time() && request.table == Table::Logs {
         wanted.push(SEQ); // decides between equal times
     }
     let mut indexes = Vec::with_capacity(wanted.len());

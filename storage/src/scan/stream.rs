@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
-    request::{ScanOrder, ScanRequest, ScanStats},
+    request::{ScanOrder, ScanRequest, ScanStats, Sent},
     select::{self, RowSelector},
 };
 use crate::{
@@ -53,14 +53,14 @@ pub(crate) struct ScanJob {
     pub workers: usize,
 }
 
-type Sender = mpsc::Sender<Result<RecordBatch, ScanError>>;
+type Sender = mpsc::Sender<Sent>;
 
 impl ScanJob {
     /// Runs to the end on the calling (blocking) thread and its helpers; errors go to the reader.
     pub fn run(self, out: &Sender) {
         let result = match self.request.order {
             ScanOrder::Commit if keeps_commit_order(self.request.table) => self.run_in_order(out),
-            ScanOrder::Commit => self.run_any_order(out),
+            ScanOrder::Commit | ScanOrder::Mixed => self.run_any_order(out),
             ScanOrder::TimeAscending | ScanOrder::TimeDescending => self.run_by_time(out),
         };
         if let Err(e) = result {
@@ -100,7 +100,7 @@ impl ScanJob {
     }
 
     /// Sends rows in pieces of [`limits::SCAN_BATCH_ROWS`]; `false` once the reader has gone or has enough.
-    fn emit(&self, out: &Sender, rows: &RecordBatch, left: &AtomicUsize) -> Result<bool, ScanError> {
+    fn emit(&self, out: &Sender, source: usize, rows: &RecordBatch, left: &AtomicUsize) -> Result<bool, ScanError> {
         let projected = select::project(&self.request, rows)?;
         let mut at = 0;
         while at < projected.num_rows() {
@@ -112,7 +112,7 @@ impl ScanJob {
                 return Ok(false);
             }
             ScanStats::add(&self.stats.rows_returned, take);
-            if out.blocking_send(Ok(projected.slice(at, take))).is_err() {
+            if out.blocking_send(Ok((source, projected.slice(at, take)))).is_err() {
                 return Ok(false);
             }
             at += take;
@@ -122,10 +122,10 @@ impl ScanJob {
 
     fn run_in_order(&self, out: &Sender) -> Result<(), ScanError> {
         let left = AtomicUsize::new(self.request.limit.unwrap_or(usize::MAX));
-        for source in &self.sources {
+        for (n, source) in self.sources.iter().enumerate() {
             let mut more = true;
             self.read(source.as_ref(), &mut |rows| {
-                more = self.emit(out, &rows, &left)?;
+                more = self.emit(out, n, &rows, &left)?;
                 Ok(more)
             })?;
             if !more {
@@ -170,10 +170,10 @@ impl ScanJob {
     fn run_any_order(&self, out: &Sender) -> Result<(), ScanError> {
         let left = AtomicUsize::new(self.request.limit.unwrap_or(usize::MAX));
         let order: Vec<usize> = (0..self.sources.len()).collect();
-        self.each_source(&order, &|_, source| {
+        self.each_source(&order, &|n, source| {
             let mut more = true;
             self.read(source, &mut |rows| {
-                more = self.emit(out, &rows, &left)?;
+                more = self.emit(out, n, &rows, &left)?;
                 Ok(more)
             })?;
             Ok(more)
@@ -210,7 +210,7 @@ impl ScanJob {
         })?;
         let left = AtomicUsize::new(usize::MAX);
         if let Some(sorted) = winners.finish()? {
-            self.emit(out, &sorted, &left)?;
+            self.emit(out, 0, &sorted, &left)?;
         }
         Ok(())
     }

@@ -241,7 +241,11 @@ impl Generator {
                 format!("{}({} * 1000)", self.pick(DATES), self.selector(metric, grid))
             }
             4 => format!("{}()", self.pick(&["minute", "hour", "month", "year", "day_of_week", "days_in_month"])),
-            _ => format!("{}({inner})", self.pick(SIMPLE)),
+            _ => match self.pick(SIMPLE) {
+                // Of huge numbers they show the last bit of what came before.
+                f @ ("sin" | "cos" | "tan") => format!("{f}({})", self.selector("temperature", grid)),
+                f => format!("{f}({inner})"),
+            },
         }
     }
 

@@ -7,6 +7,7 @@ use storage::model::Labels;
 use super::{Evaluator, Series, Steps, fail, metric_name, native, over_time, without_empty};
 use crate::{
     error::QueryError,
+    parallel,
     promql::{
         ast::{Aggregate, AggregateOp},
         histogram::Histogram,
@@ -18,7 +19,7 @@ use crate::{
 /// Largest k of topk, bottomk and limitk: what fits an i64 as a double.
 const K_BOUND: f64 = 9.223_372_036_854_776e18;
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn aggregate(&self, a: &Aggregate, steps: &Steps) -> Result<Vec<Series>, QueryError> {
         let parameter = match &a.parameter {
             Some(p) if a.op.parameter() == Some(crate::promql::ast::ValueType::Scalar) => self.scalar(p, steps)?,
@@ -43,10 +44,11 @@ impl Evaluator<'_> {
         }
         let groups = group(a, &series);
         self.charge(groups.labels.len().saturating_mul(steps.count))?;
-        let mut out = Vec::with_capacity(groups.labels.len());
-        for (labels, members) in groups.labels.into_iter().zip(&groups.members) {
+        let amount = series.len().saturating_mul(steps.count).saturating_mul(4);
+        let points = parallel::map(groups.members.len(), amount, |g| {
             self.alive()?;
-            let points = match a.op {
+            let members = &groups.members[g];
+            Ok(match a.op {
                 AggregateOp::Sum | AggregateOp::Avg => self.sums(a, members, &series, steps),
                 AggregateOp::Quantile => self
                     .per_step(a, members, &series, steps, |i, values| over_time::quantile_of(parameter[i], values)),
@@ -57,10 +59,10 @@ impl Evaluator<'_> {
                 AggregateOp::Stddev => self.per_step(a, members, &series, steps, |_, v| variance(v).sqrt()),
                 AggregateOp::Stdvar => self.per_step(a, members, &series, steps, |_, v| variance(v)),
                 _ => return Err(QueryError::Internal("aggregation is handled above".into())),
-            };
-            out.push(Series { labels, points });
-        }
-        Ok(without_empty(out))
+            })
+        })?;
+        let out = groups.labels.into_iter().zip(points).map(|(labels, points)| Series { labels, points });
+        Ok(without_empty(out.collect()))
     }
 
     fn ignored(&self, a: &Aggregate) {
@@ -234,14 +236,18 @@ impl Evaluator<'_> {
             }
         }
         let groups = group(a, &series);
-        let mut keep: Vec<Vec<bool>> = series.iter().map(|_| vec![false; steps.count]).collect();
+        let mut keep = vec![false; series.len().saturating_mul(steps.count)];
         // Series in the order of the answer: by group, and for one step by rank.
         let mut order: Vec<usize> = Vec::with_capacity(series.len());
         for members in &groups.members {
             let mut ranked = members.clone();
-            for i in 0..steps.count {
-                let chosen = self.chosen(a, parameter[i], members, &series, i);
-                chosen.iter().for_each(|m| keep[*m][i] = true);
+            let amount = members.len().saturating_mul(steps.count).saturating_mul(10);
+            let chosen = parallel::map(steps.count, amount, |i| {
+                self.alive()?;
+                Ok::<_, QueryError>(self.chosen(a, parameter[i], members, &series, i))
+            })?;
+            for (i, chosen) in chosen.into_iter().enumerate() {
+                chosen.iter().for_each(|m| keep[m * steps.count + i] = true);
                 if steps.count == 1 {
                     ranked = chosen;
                 }
@@ -252,7 +258,7 @@ impl Evaluator<'_> {
         let mut out = Vec::with_capacity(order.len());
         for m in order {
             let mut s = slots[m].take().ok_or_else(|| QueryError::Internal("a series is in one group".into()))?;
-            for (p, keep) in s.points.iter_mut().zip(&keep[m]) {
+            for (p, keep) in s.points.iter_mut().zip(&keep[m * steps.count..]) {
                 if !keep {
                     *p = Point::None;
                 }
@@ -288,14 +294,20 @@ impl Evaluator<'_> {
         if k == 0 {
             return Vec::new();
         }
-        ranked.sort_by(|a, b| match (a.0.is_nan(), b.0.is_nan()) {
-            (false, false) => {
-                let order = a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal);
-                if descending { order.reverse() } else { order }
-            }
-            (a, b) => a.cmp(&b),
-        });
-        ranked.truncate(k);
+        // Of equal ones the first stays.
+        let before = |a: &(f64, usize), b: &(f64, usize)| {
+            let order = match (a.0.is_nan(), b.0.is_nan()) {
+                (false, false) if descending => b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal),
+                (false, false) => a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal),
+                (a, b) => a.cmp(&b),
+            };
+            order.then(a.1.cmp(&b.1))
+        };
+        if k < ranked.len() {
+            ranked.select_nth_unstable_by(k, before);
+            ranked.truncate(k);
+        }
+        ranked.sort_unstable_by(before);
         ranked.into_iter().map(|(_, m)| m).collect()
     }
 }
@@ -332,6 +344,20 @@ fn group(a: &Aggregate, series: &[Series]) -> Groups {
         if !series.is_empty() {
             out.labels.push(Arc::new(Labels::default()));
             out.members.push((0..series.len()).collect());
+        }
+        return out;
+    }
+    if !a.without {
+        // By the values of the names, so that no label set is made for a series.
+        let mut index: HashMap<Vec<&str>, usize> = HashMap::new();
+        for (i, s) in series.iter().enumerate() {
+            let key = a.grouping.iter().map(|n| s.labels.get(n).unwrap_or("")).collect();
+            let slot = *index.entry(key).or_insert_with(|| {
+                out.labels.push(Arc::new(grouped(&s.labels, false, &a.grouping)));
+                out.members.push(Vec::new());
+                out.labels.len() - 1
+            });
+            out.members[slot].push(i);
         }
         return out;
     }

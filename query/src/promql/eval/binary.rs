@@ -59,7 +59,7 @@ enum Outcome {
     Incompatible,
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn binary(&self, b: &Binary, span: Span, steps: &Steps) -> Result<Values, QueryError> {
         let left = self.eval(&b.left, steps)?;
         let right = self.eval(&b.right, steps)?;

@@ -76,7 +76,7 @@ pub(super) fn absent_series(arg: &Expr, points: Vec<Point>) -> Vec<Series> {
     without_empty(vec![Series { labels: Arc::new(labels), points }])
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn call(
         &self,
         function: &Function,

@@ -27,7 +27,7 @@ struct Group {
     native: Vec<usize>,
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     /// Groups classic buckets by labels without `le`, and calls the one or the other function a step and group.
     pub(super) fn over_histograms(
         &self,

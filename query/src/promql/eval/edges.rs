@@ -105,7 +105,7 @@ fn on_the_line(a: &(i64, Arc<Histogram>), b: &(i64, Arc<Histogram>), t: i64, cou
 
 /// `rate`, `increase`, `delta`, `changes` and `resets` over a range with an edge modifier.
 pub(super) fn call(
-    eval: &Evaluator<'_>,
+    eval: &Evaluator,
     name: &str,
     ranges: &Ranges,
     span: Span,

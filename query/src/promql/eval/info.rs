@@ -30,7 +30,7 @@ fn identity(labels: &Labels) -> [&str; 2] {
     IDENTIFYING.map(|n| labels.get(n).unwrap_or(""))
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn info_join(&self, args: &[Expr], steps: &Steps) -> Result<Vec<Series>, QueryError> {
         let base = self.vector(&args[0], steps)?;
         let Some(ExprKind::Selector(selector)) = args.get(1).map(|a| &a.kind) else {

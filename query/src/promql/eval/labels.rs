@@ -10,7 +10,7 @@ use crate::{error::QueryError, promql::ast::Expr};
 /// Largest compiled size of a `label_replace` expression, bytes.
 const REGEX_BYTES_MAX: usize = 10 << 20;
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn label_replace(&self, args: &[Expr], steps: &Steps) -> Result<Vec<Series>, QueryError> {
         let [to, replacement, from, pattern] = [1, 2, 3, 4].map(|i| self.string(&args[i]));
         let (to, replacement, from, pattern) = (to?, replacement?, from?, pattern?);

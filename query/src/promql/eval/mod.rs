@@ -17,16 +17,26 @@ mod over_time;
 mod range;
 mod rate;
 mod selector;
+mod streamed;
 
 pub(super) use info::name_matchers;
+pub(super) use streamed::{Leaf, Streamed};
+
+/// Whether a function takes one range vector and nothing else.
+pub(super) fn is_plain(function: &str) -> bool {
+    range::plain(function).is_some()
+}
 
 use std::{
-    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use storage::model::Labels;
 use tokio_util::sync::CancellationToken;
 
@@ -68,10 +78,13 @@ pub(super) enum Values {
     Ranges(selector::Ranges),
 }
 
-pub(super) struct Evaluator<'a> {
-    pub query: &'a str,
+#[derive(Clone)]
+pub(super) struct Evaluator {
+    pub query: Arc<str>,
     /// Samples by selector id.
-    pub data: &'a [Vec<Arc<SeriesData>>],
+    pub data: Arc<[Vec<Arc<SeriesData>>]>,
+    /// What [`streamed`] leaves have given, by the id of their selector; each is asked for once.
+    pub computed: Arc<Mutex<HashMap<usize, Vec<Series>>>>,
     pub lookback_ms: i64,
     /// First and last evaluation time of the query and its step (0 for an instant query), ms.
     pub times: (i64, i64, i64),
@@ -81,10 +94,11 @@ pub(super) struct Evaluator<'a> {
     pub drop_type_and_unit: bool,
     /// Whether counters are known to have been zero at the start times of their samples.
     pub start_timestamps: bool,
-    pub notes: RefCell<Annotations>,
-    pub samples_left: Cell<usize>,
+    pub notes: Arc<Mutex<Annotations>>,
+    /// Points that may still be held.
+    pub samples_left: Arc<AtomicUsize>,
     pub deadline: Instant,
-    pub cancel: &'a CancellationToken,
+    pub cancel: CancellationToken,
 }
 
 pub(super) const SAME_LABELS: &str = "vector cannot contain metrics with the same labelset";
@@ -101,13 +115,13 @@ pub(super) fn millis(duration: &Duration) -> i64 {
     }
 }
 
-impl<'a> Evaluator<'a> {
+impl Evaluator {
     pub fn warn(&self, at: Span, message: &str) {
-        self.notes.borrow_mut().warn(self.query, at, message);
+        self.notes.lock().warn(&self.query, at, message);
     }
 
     pub fn info(&self, at: Span, message: &str) {
-        self.notes.borrow_mut().info(self.query, at, message);
+        self.notes.lock().info(&self.query, at, message);
     }
 
     /// Ends an evaluation that is late, unwanted, or too large. Called once a node and now and then inside.
@@ -123,12 +137,11 @@ impl<'a> Evaluator<'a> {
 
     /// Counts points that stay in memory.
     pub fn charge(&self, points: usize) -> Result<(), QueryError> {
-        match self.samples_left.get().checked_sub(points) {
-            Some(left) => {
-                self.samples_left.set(left);
-                Ok(())
-            }
-            None => fail("query processing would load too many samples into memory in query execution"),
+        let taken =
+            self.samples_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(points));
+        match taken {
+            Ok(_) => Ok(()),
+            Err(_) => fail("query processing would load too many samples into memory in query execution"),
         }
     }
 
@@ -142,7 +155,10 @@ impl<'a> Evaluator<'a> {
             ExprKind::Binary(b) => self.binary(b, expr.span, steps),
             ExprKind::Aggregate(a) => self.aggregate(a, steps).map(Values::Vector),
             ExprKind::Call { function, args } => self.call(function, args, expr.span, steps),
-            ExprKind::Selector(s) => self.select(s, expr.span, steps).map(Values::Vector),
+            ExprKind::Selector(s) => {
+                let computed = self.computed.lock().remove(&s.id);
+                computed.map_or_else(|| self.select(s, expr.span, steps), Ok).map(Values::Vector)
+            }
             ExprKind::Range { selector, range } => Ok(Values::Ranges(self.select_ranges(selector, range, steps))),
             ExprKind::Subquery(s) => self.subquery(s, steps).map(Values::Ranges),
         }
@@ -218,6 +234,13 @@ pub(super) fn metric_name(labels: &Labels) -> &str {
 pub(super) fn refuse_same_labels(series: &[Series]) -> Result<(), QueryError> {
     let mut seen = HashSet::with_capacity(series.len());
     if series.iter().all(|s| seen.insert(&s.labels)) { Ok(()) } else { fail(SAME_LABELS) }
+}
+
+/// Whether all series of distinct labels have the same name, so that they stay distinct without it.
+pub(super) fn of_one_name<'l>(mut labels: impl Iterator<Item = &'l Arc<Labels>>) -> bool {
+    let Some(first) = labels.next() else { return true };
+    let name = metric_name(first);
+    labels.all(|l| metric_name(l) == name)
 }
 
 /// Joins series of equal labels that never share a step; errors if they do.

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use storage::model::Labels;
+
 use super::{
-    Evaluator, Series, Steps, Values, edges, join_same_labels, metric_name, over_time, rate, selector::Ranges,
+    Evaluator, Series, Steps, Values, edges, join_same_labels, metric_name, of_one_name, over_time, rate,
+    selector::Ranges,
 };
 use crate::{
     error::QueryError,
+    fetch::SeriesData,
+    parallel,
     promql::{
         ast::{Edges, Expr, ExprKind},
         histogram::Histogram,
@@ -44,7 +49,7 @@ impl Window<'_> {
 
 /// Where notices about a window go.
 pub(super) struct Notes<'a> {
-    pub eval: &'a Evaluator<'a>,
+    pub eval: &'a Evaluator,
     pub metric: &'a str,
     /// Of the range argument.
     pub span: Span,
@@ -70,8 +75,24 @@ impl Notes<'_> {
     }
 }
 
+/// About how long it takes to make labels without a name, ns.
+const NAME_WORK: usize = 800;
+
+pub(super) type Plain = fn(&Window<'_>, &Notes<'_>) -> Point;
+
+/// A function of one step's window that differs from step to step.
+pub(super) type Stepped<'f> = dyn Fn(&Window<'_>, &Notes<'_>, usize) -> Result<Point, QueryError> + Sync + 'f;
+
+/// What is done with windows.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'f> {
+    /// By its name, and what it does.
+    Plain(&'f str, Plain),
+    Stepped(&'f Stepped<'f>),
+}
+
 /// Functions of one range vector and nothing else.
-fn plain(name: &str) -> Option<fn(&Window<'_>, &Notes<'_>) -> Point> {
+pub(super) fn plain(name: &str) -> Option<Plain> {
     Some(match name {
         "rate" => |w, n| rate::extrapolated(w, n, rate::Kind::Rate),
         "increase" => |w, n| rate::extrapolated(w, n, rate::Kind::Increase),
@@ -103,7 +124,7 @@ fn plain(name: &str) -> Option<fn(&Window<'_>, &Notes<'_>) -> Point> {
     })
 }
 
-impl<'a> Evaluator<'a> {
+impl Evaluator {
     /// `None` when the function takes no range vector.
     pub(super) fn range_call(
         &self,
@@ -112,6 +133,9 @@ impl<'a> Evaluator<'a> {
         steps: &Steps,
     ) -> Result<Option<Vec<Series>>, QueryError> {
         if let Some(f) = plain(name) {
+            if let Some(computed) = selector_of(&args[0]).and_then(|s| self.computed.lock().remove(&s.id)) {
+                return Ok(Some(computed));
+            }
             let ranges = self.ranges(&args[0], steps)?;
             if ranges.edges != Edges::Plain {
                 return edges::call(self, name, &ranges, args[0].span, steps).map(Some);
@@ -119,7 +143,7 @@ impl<'a> Evaluator<'a> {
             let keep_name = matches!(name, "last_over_time" | "first_over_time");
             let counter = matches!(name, "rate" | "increase");
             return self
-                .over_windows(&ranges, args[0].span, steps, keep_name, counter, |w, n, _| Ok(f(w, n)))
+                .over_windows(&ranges, args[0].span, steps, keep_name, counter, Work::Plain(name, f))
                 .map(Some);
         }
         Ok(Some(match name {
@@ -129,29 +153,50 @@ impl<'a> Evaluator<'a> {
                     self.check_quantile(*q, args[0].span);
                 }
                 let ranges = self.ranges(&args[1], steps)?;
-                self.over_windows(&ranges, args[1].span, steps, false, false, |w, n, i| {
-                    Ok(over_time::quantile(w, n, q[i]))
-                })?
+                self.over_windows(
+                    &ranges,
+                    args[1].span,
+                    steps,
+                    false,
+                    false,
+                    Work::Stepped(&|w, n, i| Ok(over_time::quantile(w, n, q[i]))),
+                )?
             }
             "predict_linear" => {
                 let ahead = self.scalar(&args[1], steps)?;
                 let ranges = self.ranges(&args[0], steps)?;
-                self.over_windows(&ranges, args[0].span, steps, false, false, |w, n, i| {
-                    Ok(over_time::predict(w, n, ahead[i]))
-                })?
+                self.over_windows(
+                    &ranges,
+                    args[0].span,
+                    steps,
+                    false,
+                    false,
+                    Work::Stepped(&|w, n, i| Ok(over_time::predict(w, n, ahead[i]))),
+                )?
             }
             "double_exponential_smoothing" | "holt_winters" => {
                 let smoothing = self.scalar(&args[1], steps)?;
                 let trend = self.scalar(&args[2], steps)?;
                 let ranges = self.ranges(&args[0], steps)?;
-                self.over_windows(&ranges, args[0].span, steps, false, false, |w, n, i| {
-                    over_time::smoothing(w, n, smoothing[i], trend[i])
-                })?
+                self.over_windows(
+                    &ranges,
+                    args[0].span,
+                    steps,
+                    false,
+                    false,
+                    Work::Stepped(&|w, n, i| over_time::smoothing(w, n, smoothing[i], trend[i])),
+                )?
             }
             "absent_over_time" => {
                 let ranges = self.ranges(&args[0], steps)?;
-                let present =
-                    self.over_windows(&ranges, args[0].span, steps, true, false, |w, _, _| Ok(over_time::count(w)));
+                let present = self.over_windows(
+                    &ranges,
+                    args[0].span,
+                    steps,
+                    true,
+                    false,
+                    Work::Plain("count_over_time", |w, _| over_time::count(w)),
+                );
                 let points = match present {
                     Ok(series) => super::call::absent_points(&series, steps),
                     Err(e) => return Err(e),
@@ -169,65 +214,129 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Calls `f` on every non-empty window. `counter`: a name that does not look like a counter's is told.
-    pub(super) fn over_windows(
+    /// Calls the function on every non-empty window. `counter`: a name that does not look like a counter's is told.
+    fn over_windows(
         &self,
         ranges: &Ranges,
         span: Span,
         steps: &Steps,
         keep_name: bool,
         counter: bool,
-        f: impl Fn(&Window<'_>, &Notes<'_>, usize) -> Result<Point, QueryError>,
+        work: Work<'_>,
     ) -> Result<Vec<Series>, QueryError> {
-        let mut out = Vec::with_capacity(ranges.series.len());
-        for (n, data) in ranges.series.iter().enumerate() {
+        let points = self.points_over(&ranges.series, &ranges.windows, span, steps, work)?;
+        let labels = ranges.series.iter().map(|s| &s.labels);
+        if counter {
+            for (s, _) in ranges.series.iter().zip(&points).filter(|(s, p)| p.is_some() && !s.ts.is_empty()) {
+                self.hint_not_counter(&s.labels, span);
+            }
+        }
+        self.named(labels.cloned().zip(points), keep_name)
+    }
+
+    /// Series of the points, where there are any, with the labels that a function's results have.
+    pub(super) fn named(
+        &self,
+        points: impl Iterator<Item = (Arc<Labels>, Option<Vec<Point>>)>,
+        keep_name: bool,
+    ) -> Result<Vec<Series>, QueryError> {
+        let mut out: Vec<Series> = points
+            .filter_map(|(labels, points)| points.map(|points| Series { labels, points }))
+            .filter(|s| s.points.iter().any(Point::is_some))
+            .collect();
+        if keep_name {
+            return Ok(out);
+        }
+        let distinct = of_one_name(out.iter().map(|s| &s.labels)) && !self.drop_type_and_unit;
+        let labels = parallel::map(out.len(), out.len().saturating_mul(NAME_WORK), |i| {
+            Ok::<_, QueryError>(self.without_name(&out[i].labels))
+        })?;
+        out.iter_mut().zip(labels).for_each(|(s, l)| s.labels = l);
+        if distinct { Ok(out) } else { join_same_labels(out) }
+    }
+
+    /// Points of each series at each step; `None` for a series without a sample in any window.
+    pub(super) fn points_over(
+        &self,
+        series: &[Arc<SeriesData>],
+        windows: &[(i64, i64)],
+        span: Span,
+        steps: &Steps,
+        work: Work<'_>,
+    ) -> Result<Vec<Option<Vec<Point>>>, QueryError> {
+        let samples: usize = series.iter().map(|s| s.ts.len() + 10 * s.histograms.len()).sum();
+        let amount = samples.saturating_mul(8).saturating_add(series.len().saturating_mul(windows.len() * 20));
+        parallel::map(series.len(), amount, |n| {
             if n % 64 == 0 {
                 self.alive()?;
             }
-            let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
-            let mut points = vec![Point::None; steps.count];
-            let (mut lo, mut hi, mut hist_lo, mut hist_hi) = (0, 0, 0, 0);
-            let mut seen_float = false;
-            let (starts, histogram_starts): (&[i64], &[i64]) =
-                if self.start_timestamps { (&data.starts, &data.histogram_starts) } else { (&[], &[]) };
-            for (i, &(start, end)) in ranges.windows.iter().enumerate() {
-                hi = super::selector::upper_bound(&data.ts, hi, end);
-                lo = super::selector::upper_bound(&data.ts[..hi], lo.min(hi), start);
-                while data.histograms.get(hist_hi).is_some_and(|h| h.0 <= end) {
-                    hist_hi += 1;
+            let data = &*series[n];
+            if data.is_empty() {
+                return Ok(None);
+            }
+            let steady = match work {
+                Work::Plain(name, _) => rate::Kind::of(name).filter(|_| data.histograms.is_empty()),
+                Work::Stepped(_) => None,
+            };
+            let points = match steady {
+                Some(kind) if data.starts.is_empty() || !self.start_timestamps => {
+                    Some(rate::over_floats(&data.ts, &data.values, windows, kind))
                 }
-                while hist_lo < hist_hi && data.histograms[hist_lo].0 <= start {
-                    hist_lo += 1;
-                }
-                let window = Window {
-                    ts: &data.ts[lo..hi],
-                    values: &data.values[lo..hi],
-                    histograms: &data.histograms[hist_lo..hist_hi],
-                    starts: if starts.is_empty() { starts } else { &starts[lo..hi] },
-                    histogram_starts: if histogram_starts.is_empty() {
-                        histogram_starts
-                    } else {
-                        &histogram_starts[hist_lo..hist_hi]
-                    },
-                    start,
-                    end,
-                    at: steps.time(i),
+                _ => self.points_of(data, windows, span, steps, work)?,
+            };
+            if points.is_some() {
+                self.charge(windows.len())?;
+            }
+            Ok(points)
+        })
+    }
+
+    fn points_of(
+        &self,
+        data: &SeriesData,
+        windows: &[(i64, i64)],
+        span: Span,
+        steps: &Steps,
+        work: Work<'_>,
+    ) -> Result<Option<Vec<Point>>, QueryError> {
+        let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
+        let mut points = vec![Point::None; windows.len()];
+        let (mut lo, mut hi, mut hist_lo, mut hist_hi) = (0, 0, 0, 0);
+        let mut seen = false;
+        let (starts, histogram_starts): (&[i64], &[i64]) =
+            if self.start_timestamps { (&data.starts, &data.histogram_starts) } else { (&[], &[]) };
+        for (i, &(start, end)) in windows.iter().enumerate() {
+            hi = super::selector::upper_bound(&data.ts, hi, end);
+            lo = super::selector::upper_bound(&data.ts[..hi], lo.min(hi), start);
+            while data.histograms.get(hist_hi).is_some_and(|h| h.0 <= end) {
+                hist_hi += 1;
+            }
+            while hist_lo < hist_hi && data.histograms[hist_lo].0 <= start {
+                hist_lo += 1;
+            }
+            let window = Window {
+                ts: &data.ts[lo..hi],
+                values: &data.values[lo..hi],
+                histograms: &data.histograms[hist_lo..hist_hi],
+                starts: if starts.is_empty() { starts } else { &starts[lo..hi] },
+                histogram_starts: if histogram_starts.is_empty() {
+                    histogram_starts
+                } else {
+                    &histogram_starts[hist_lo..hist_hi]
+                },
+                start,
+                end,
+                at: steps.time(i),
+            };
+            if !window.is_empty() {
+                seen = true;
+                points[i] = match work {
+                    Work::Plain(_, f) => f(&window, &notes),
+                    Work::Stepped(f) => f(&window, &notes, i)?,
                 };
-                seen_float |= hi > lo;
-                if !window.is_empty() {
-                    points[i] = f(&window, &notes, i)?;
-                }
-            }
-            if counter && seen_float {
-                self.hint_not_counter(&data.labels, span);
-            }
-            if points.iter().any(Point::is_some) {
-                self.charge(points.len())?;
-                let labels = if keep_name { data.labels.clone() } else { self.without_name(&data.labels) };
-                out.push(Series { labels, points });
             }
         }
-        join_same_labels(out)
+        Ok(seen.then_some(points))
     }
 
     pub(super) fn hint_not_counter(&self, labels: &storage::model::Labels, span: Span) {

@@ -16,6 +16,16 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// The kind of an extrapolating function.
+    pub fn of(name: &str) -> Option<Kind> {
+        Some(match name {
+            "rate" => Kind::Rate,
+            "increase" => Kind::Increase,
+            "delta" => Kind::Delta,
+            _ => return None,
+        })
+    }
+
     pub fn is_counter(self) -> bool {
         self != Kind::Delta
     }
@@ -107,6 +117,44 @@ pub(super) fn extrapolated(w: &Window<'_>, notes: &Notes<'_>, kind: Kind) -> Poi
     }
     let counted = kind.is_counter().then_some((values[0], result));
     Point::Float(result * factor(w, kind, (first, last), w.ts.len(), counted, zero))
+}
+
+/// [`extrapolated`] of every window over floats without start times. What was reset is found once for all windows.
+/// `windows`: `start < ts <= end`, neither end ever moving back.
+pub(super) fn over_floats(ts: &[i64], values: &[f64], windows: &[(i64, i64)], kind: Kind) -> Vec<Point> {
+    let mut resets: Vec<usize> = Vec::new();
+    if kind.is_counter() {
+        resets.extend(values.windows(2).enumerate().filter(|(_, pair)| pair[1] < pair[0]).map(|(i, _)| i + 1));
+    }
+    let mut out = vec![Point::None; windows.len()];
+    let (mut lo, mut hi, mut next) = (0, 0, 0);
+    for (point, &(start, end)) in out.iter_mut().zip(windows) {
+        hi = super::selector::upper_bound(ts, hi, end);
+        lo = super::selector::upper_bound(&ts[..hi], lo.min(hi), start);
+        if hi - lo < 2 {
+            continue;
+        }
+        let mut result = values[hi - 1] - values[lo];
+        while resets.get(next).is_some_and(|r| *r <= lo) {
+            next += 1;
+        }
+        for r in resets[next..].iter().take_while(|r| **r < hi) {
+            result += values[r - 1];
+        }
+        let counted = kind.is_counter().then_some((values[lo], result));
+        let w = Window {
+            ts: &ts[lo..hi],
+            values: &values[lo..hi],
+            histograms: &[],
+            starts: &[],
+            histogram_starts: &[],
+            start,
+            end,
+            at: end,
+        };
+        *point = Point::Float(result * factor(&w, kind, (ts[lo], ts[hi - 1]), hi - lo, counted, None));
+    }
+    out
 }
 
 /// What the increase between the first and the last sample is multiplied with. `counted`: first value and increase

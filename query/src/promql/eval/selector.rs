@@ -8,6 +8,7 @@ use super::{Evaluator, Series, Steps, Values, metric_name, millis, range::Notes}
 use crate::{
     error::QueryError,
     fetch::SeriesData,
+    parallel,
     promql::{
         ast::{At, Duration, Edges, Selector, Subquery},
         histogram::ResetHint,
@@ -55,7 +56,14 @@ pub(super) fn upper_bound(ts: &[i64], from: usize, time: i64) -> usize {
     if near == ts.len() || ts[near] > time {
         return from + ts[from..near].iter().take_while(|t| **t <= time).count();
     }
-    near + ts[near..].partition_point(|t| *t <= time)
+    // Doubling strides: windows are short beside the whole.
+    let (mut low, mut stride) = (near, 16);
+    while low + stride < ts.len() && ts[low + stride] <= time {
+        low += stride;
+        stride *= 2;
+    }
+    let high = (low + stride + 1).min(ts.len());
+    low + ts[low..high].partition_point(|t| *t <= time)
 }
 
 /// Follows one series' newest sample from step to step.
@@ -99,7 +107,7 @@ impl<'a> Newest<'a> {
     }
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     pub(super) fn select(&self, selector: &Selector, span: Span, steps: &Steps) -> Result<Vec<Series>, QueryError> {
         self.select_with(selector, span, steps, |_, _, point| point)
     }
@@ -110,13 +118,32 @@ impl Evaluator<'_> {
         selector: &Selector,
         span: Span,
         steps: &Steps,
-        make: impl Fn(i64, i64, Point) -> Point,
+        make: impl Fn(i64, i64, Point) -> Point + Sync,
     ) -> Result<Vec<Series>, QueryError> {
+        let all = &self.data[selector.id];
+        let points = self.newest_of(all, selector, span, steps, make)?;
+        let labels = all.iter().map(|s| s.labels.clone());
+        self.named(labels.zip(points), true)
+    }
+
+    /// The newest point of each series at each step; `None` for a series that has none at any.
+    pub(super) fn newest_of(
+        &self,
+        series: &[Arc<SeriesData>],
+        selector: &Selector,
+        span: Span,
+        steps: &Steps,
+        make: impl Fn(i64, i64, Point) -> Point + Sync,
+    ) -> Result<Vec<Option<Vec<Point>>>, QueryError> {
         let shift = Shift::new(selector.at, selector.offset.as_ref());
-        let mut out = Vec::new();
-        for (n, data) in self.data[selector.id].iter().enumerate() {
+        let amount = series.len().saturating_mul(steps.count).saturating_mul(10);
+        parallel::map(series.len(), amount, |n| {
             if n % 256 == 0 {
                 self.alive()?;
+            }
+            let data = &*series[n];
+            if data.is_empty() {
+                return Ok(None);
             }
             let points: Vec<Point> = if selector.edges == Edges::Smoothed {
                 let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
@@ -132,12 +159,12 @@ impl Evaluator<'_> {
                     })
                     .collect()
             };
-            if points.iter().any(Point::is_some) {
-                self.charge(points.len())?;
-                out.push(Series { labels: data.labels.clone(), points });
+            if !points.iter().any(Point::is_some) {
+                return Ok(None);
             }
-        }
-        Ok(out)
+            self.charge(points.len())?;
+            Ok(Some(points))
+        })
     }
 
     pub(super) fn select_ranges(&self, selector: &Selector, range: &Duration, steps: &Steps) -> Ranges {
@@ -212,7 +239,7 @@ fn as_data(series: Series, steps: &Steps) -> SeriesData {
     out
 }
 
-fn without_stale(data: &Arc<SeriesData>) -> Arc<SeriesData> {
+pub(super) fn without_stale(data: &Arc<SeriesData>) -> Arc<SeriesData> {
     if !data.values.iter().any(|v| is_stale(*v)) && !data.histograms.iter().any(|h| is_stale(h.1.sum)) {
         return data.clone();
     }
