@@ -102,6 +102,9 @@ impl std::fmt::Debug for Ruler {
     }
 }
 
+/// Tenant, file and name of a group.
+type GroupKey = (TenantId, Arc<str>, String);
+
 struct Inner {
     settings: RulerSettings,
     engine: Engine,
@@ -109,8 +112,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     discover: Discover,
     notifier: Notifier,
-    /// By tenant, file and name.
-    views: RwLock<BTreeMap<(TenantId, Arc<str>, String), Arc<GroupView>>>,
+    views: RwLock<BTreeMap<GroupKey, Arc<GroupView>>>,
     reloads: AtomicU64,
     reloads_failed: AtomicU64,
     in_force_is_latest: AtomicBool,

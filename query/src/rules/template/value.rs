@@ -136,10 +136,10 @@ impl Value {
 fn parse_float(text: &str) -> Result<f64, String> {
     let bare = text.trim_start_matches(['+', '-']);
     let known = ["inf", "infinity", "nan"].iter().any(|w| bare.eq_ignore_ascii_case(w));
-    if known || bare.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        if let Ok(v) = text.parse() {
-            return Ok(v);
-        }
+    if (known || bare.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
+        && let Ok(v) = text.parse()
+    {
+        return Ok(v);
     }
     Err(format!("strconv.ParseFloat: parsing {text:?}: invalid syntax"))
 }
