@@ -27,7 +27,8 @@ fn hide(value: &mut Value, secret: bool) {
             }
         }
         Value::Array(list) => list.iter_mut().for_each(|v| hide(v, secret)),
-        Value::String(text) if secret => HIDDEN.clone_into(text),
+        // A key in PEM is secret under any name; `key` alone also names what throttles and samples go by.
+        Value::String(text) if secret || text.contains("PRIVATE KEY") => HIDDEN.clone_into(text),
         Value::Number(_) if secret => *value = Value::from(HIDDEN),
         Value::String(text) => {
             // `https://user:password@host`
@@ -56,10 +57,11 @@ mod tests {
                 "auth": {"bearer": "abc", "nested": ["def", 7]},
                 "headers": {"X-Key": "ghi"},
                 "keep": ["jkl", true],
+                "tls_config": {"key": "-----BEGIN PRIVATE KEY-----\nmno"},
             }},
         });
         let shown = without_secrets(&config);
-        for hidden in ["u:p", "abc", "def", "7,", "ghi"] {
+        for hidden in ["u:p", "abc", "def", "7,", "ghi", "mno"] {
             assert!(!shown.contains(hidden), "{hidden}: {shown}");
         }
         for kept in ["127.0.0.1:7600", "https://<secret>@host/x?y=a@b", "jkl", "X-Key"] {
