@@ -275,9 +275,14 @@ mod tests {
     /// A server that answers once with two SRV records, one of them with a compressed name; cut over UDP.
     #[tokio::test]
     async fn srv_records_are_asked_for_and_a_cut_answer_is_asked_for_again_over_tcp() {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let at = udp.local_addr().unwrap();
-        let tcp = tokio::net::TcpListener::bind(at).await.unwrap();
+        // One port for both, which another process may have over TCP: then the next.
+        let (udp, tcp, at) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let at = udp.local_addr().unwrap();
+            if let Ok(tcp) = tokio::net::TcpListener::bind(at).await {
+                break (udp, tcp, at);
+            }
+        };
         let serve = async {
             let mut query = vec![0; 512];
             let (n, from) = udp.recv_from(&mut query).await.unwrap();
