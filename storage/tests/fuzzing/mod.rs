@@ -6,7 +6,9 @@
 //! outcome is kept and broken further. On stable Rust and two cores that finds more in its seconds than building
 //! everything a second time for libFuzzer would.
 //!
-//! `SIGHTLINE_FUZZ_SECONDS` is the time of each target (2), `SIGHTLINE_FUZZ_SEED` repeats a run.
+//! `SIGHTLINE_FUZZ_SECONDS` is the time of each target (2), `SIGHTLINE_FUZZ_SEED` a number or `random`. Without it each
+//! run goes the same way, as far as its time lets it: a gate must not fail by chance on what another change brought in.
+//! What looks for new failures is `.ci/fuzz`, with seeds of its own.
 
 use std::{
     collections::HashSet,
@@ -20,6 +22,8 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
+/// The seed of a run that names none.
+const SEED: u64 = 1;
 /// Longest input that is made.
 const INPUT_BYTES_MAX: usize = 64 << 10;
 /// Inputs kept because their outcome was new.
@@ -68,9 +72,11 @@ fn run_here(manifest: &str, target: Target<'_>, decode: &impl Fn(&[u8]) -> Strin
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     keep_panics_quiet();
     let seconds = number("SIGHTLINE_FUZZ_SECONDS").unwrap_or(2);
-    let seed = number("SIGHTLINE_FUZZ_SEED").unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64)
-    });
+    let seed = match std::env::var("SIGHTLINE_FUZZ_SEED") {
+        Ok(word) if word == "random" => rand::random(),
+        Ok(number) => number.parse().expect("SIGHTLINE_FUZZ_SEED is a number or `random`"),
+        Err(_) => SEED,
+    };
     let mut pool = target.seeds;
     pool.extend(corpus(&Path::new(manifest).join("tests/corpus").join(target.name)));
     assert!(!pool.is_empty(), "{}: no seeds", target.name);
