@@ -16,7 +16,10 @@ use collector::{
 use pipeline::{PipelineBuilder, Running, Signals};
 use query::{
     promql::{Engine, EngineOptions},
-    rules::ruler,
+    rules::{
+        notify::{Desk, NotifySettings},
+        ruler,
+    },
 };
 use storage::{OpenError, Store};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -230,17 +233,26 @@ async fn start_rules(
     limits: &query::limits::Limits,
     store: &Store,
 ) -> Result<(ruler::Ruler, ruler::Running), StartError> {
+    let clock = Arc::new(storage::vfs::SystemClock::new());
+    let external_url = rules.external_url.unwrap_or_else(|| url.to_owned());
+    let desk = match rules.plan {
+        Some(plan) => {
+            let (clock, url, file) = (clock.clone(), external_url.clone(), dir.join("rules").join("told.json"));
+            let open = tokio::task::spawn_blocking(move || Desk::open(plan, clock, url, file)).await;
+            Some(open.map_err(|e| StartError::Config(format!("notifications cannot begin: {e}")))?)
+        }
+        None => None,
+    };
     let settings = ruler::RulerSettings {
         sources: rules.sources,
         interval: rules.interval,
         external_labels: rules.external_labels,
-        external_url: rules.external_url.unwrap_or_else(|| url.to_owned()),
+        external_url,
         state_dir: dir.join("rules"),
-        notify: rules.notify,
+        notify: NotifySettings { resend_delay: rules.resend_delay, alertmanagers: rules.alertmanagers, desk },
     };
     // Apart from people's queries: neither waits for the other.
     let engine = Engine::new(store.clone(), limits.clone(), EngineOptions::default());
-    let clock = Arc::new(storage::vfs::SystemClock::new());
     let started = ruler::Ruler::start(settings, engine, store.clone(), clock, config::rules::discover()).await;
     started.map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -9,7 +9,10 @@ use std::{
 
 use collector::file_tail::discover;
 use query::rules::{
-    notify::{Alertmanager, Credentials, NotifySettings, Secret},
+    notify::{
+        Alertmanager, Credentials, Secret,
+        plan::{self, Plan},
+    },
     ruler::{self, Discover, RuleSource},
 };
 use serde::Deserialize;
@@ -46,6 +49,8 @@ pub struct Alerting {
     resend_delay: Option<Span>,
     /// Alerts go to all of them.
     alertmanagers: Vec<Target>,
+    /// Routes, receivers and inhibition in the form of Alertmanager's configuration, for a site without one.
+    config_file: Option<PathBuf>,
 }
 
 /// An Alertmanager: its address, or more than that.
@@ -75,7 +80,9 @@ pub struct Checked {
     pub interval: Duration,
     pub external_labels: Labels,
     pub external_url: Option<String>,
-    pub notify: NotifySettings,
+    pub resend_delay: Duration,
+    pub alertmanagers: Vec<Alertmanager>,
+    pub plan: Option<Plan>,
 }
 
 /// The files of a pattern.
@@ -139,10 +146,16 @@ pub fn check(
     if resend < Duration::from_millis(100) {
         problem("alerting.resend_delay".into(), "expected at least 100ms".into());
     }
-    out.notify.resend_delay = resend;
+    out.resend_delay = resend;
+    if let Some(file) = &alerting.config_file {
+        match plan::read(&base.join(file), &discover()) {
+            Ok(plan) => out.plan = Some(plan),
+            Err(e) => e.to_string().lines().for_each(|line| problem("alerting.config_file".into(), line.to_owned())),
+        }
+    }
     for (i, target) in alerting.alertmanagers.iter().enumerate() {
         match alertmanager(target, base) {
-            Ok(target) => out.notify.alertmanagers.push(target),
+            Ok(target) => out.alertmanagers.push(target),
             Err(why) => problem(format!("alerting.alertmanagers[{i}]"), why),
         }
     }

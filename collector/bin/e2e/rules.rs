@@ -233,6 +233,46 @@ fn alertmanager_hears_of_every_alert_through_a_kill() {
 }
 
 #[test]
+fn a_site_without_an_alertmanager_is_told_through_a_kill_and_silences_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hook, told) = webhook();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let rules = "groups:\n- name: g\n  interval: 250ms\n  rules:\n  - {alert: On, expr: vector(1)}\n  \
+                 - {alert: Quiet, expr: vector(1), for: 3s, labels: {quiet: 'yes'}}\n  - {alert: Late, expr: vector(1), for: 4s}\n";
+    write("rules.yml", rules);
+    write(
+        "receivers.yml",
+        &format!(
+            "route: {{receiver: hook, group_by: [alertname], group_wait: 0s, group_interval: 300ms, repeat_interval: 1h}}\n\
+             receivers:\n- name: hook\n  webhook_configs: [{{url: 'http://{hook}/'}}]\n"
+        ),
+    );
+    write(
+        "config.yaml",
+        "no_collect: true\nrules: [rules.yml]\nalerting: {config_file: receivers.yml, resend_delay: 500ms}\n",
+    );
+    let path = dir.path().join("config.yaml");
+    let (data, args) = (dir.path().join("data"), ["--config", path.to_str().unwrap()]);
+    let server = Server::start(&data, &args);
+    let silence = "{\"matchers\":[{\"name\":\"quiet\",\"value\":\"yes\",\"isRegex\":false}],\"startsAt\":\"2020-01-01T00:00:00Z\",\
+                   \"endsAt\":\"2100-01-01T00:00:00Z\",\"createdBy\":\"me\",\"comment\":\"c\"}";
+    let made = server.client().post("/alertmanager/api/v2/silences", "application/json", silence.as_bytes()).unwrap();
+    assert_eq!(made.status, 200, "{}", made.text());
+    until(&told, "On", "firing");
+    // What was told is on the disk a moment after the receiver has it.
+    std::thread::sleep(Duration::from_millis(300));
+    server.kill();
+    let server = Server::start(&data, &args);
+    until(&told, "Late", "firing");
+    let alerts = server.get("/alertmanager/api/v2/alerts?filter=quiet%3Dyes").json();
+    assert_eq!(alerts[0]["status"]["state"], "suppressed", "{alerts}");
+    assert_eq!(server.get("/alertmanager/api/v2/silences").json()[0]["id"], made.json()["silenceID"]);
+    assert_eq!(times(&told, "Quiet", "firing"), 0);
+    assert!((1..=2).contains(&times(&told, "On", "firing")), "{:?}", told.lock().unwrap());
+    assert!(server.stop().0.success());
+}
+
+#[test]
 fn rules_run_over_the_past() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"), &["--no-collect"]);

@@ -1,5 +1,6 @@
 //! The read APIs over HTTP: each API's parameters, success and error shapes. Evaluation is elsewhere.
 
+pub mod alertmanager;
 mod compressed;
 pub mod cross_origin;
 pub mod encode;

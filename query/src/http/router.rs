@@ -9,6 +9,7 @@ use axum::{
 use storage::Store;
 
 use super::{
+    alertmanager,
     compressed::compressed,
     cross_origin::{Origins, cross_origin},
     export, loki,
@@ -61,7 +62,8 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
         .nest("/tempo", tempo)
         .merge(loki)
         .merge(export)
-        .merge(rules::lifecycle(config.ruler))
+        .merge(rules::lifecycle(config.ruler.clone()))
+        .merge(config.ruler.and_then(|r| r.desk()).map(alertmanager::router).unwrap_or_default())
         .layer(middleware::map_response(say_when))
 }
 

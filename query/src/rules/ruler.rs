@@ -31,7 +31,7 @@ use super::{
     alerting::{Alert, AlertState},
     file::{self, FileError, Rule, RuleGroup},
     group::{Counts, Group, Health, Schedule, Site},
-    notify::{Notice, Notifier, NotifySettings},
+    notify::{Desk, Notice, Notifier, NotifySettings},
     state::StateFile,
 };
 use crate::promql::Engine;
@@ -51,7 +51,7 @@ pub struct RuleSource {
 }
 
 /// What the ruler is told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct RulerSettings {
     pub sources: Vec<RuleSource>,
     /// Of groups that name no interval.
@@ -217,6 +217,11 @@ impl Ruler {
     /// Groups of a tenant, by file and name.
     pub fn groups(&self, tenant: &TenantId) -> Vec<Arc<GroupView>> {
         self.0.views.read().values().filter(|g| g.tenant == *tenant).cloned().collect()
+    }
+
+    /// What takes silences and tells receivers, if this process does.
+    pub fn desk(&self) -> Option<Desk> {
+        self.0.notifier.desk()
     }
 
     /// Addresses that alerts are sent to.

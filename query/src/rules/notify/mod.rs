@@ -1,10 +1,18 @@
-//! Alerts on their way to people: to Alertmanagers, each with its own queue.
+//! Alerts on their way to people: to Alertmanagers, each with its own queue, and by the [`Desk`] straight to webhooks, Slack
+//! and mail, with routes, groups, silences and inhibition.
 //!
 //! Of one alert only the newest word is queued. What cannot be delivered waits and is tried again, so that nothing is
 //! missed while a receiver is away; after a restart all that fires is told again, which receivers take for the same.
 
 mod alertmanager;
+mod deliver;
+mod desk;
+mod dispatch;
+mod message;
+pub mod plan;
 mod queue;
+mod silence;
+mod smtp;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +22,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use alertmanager::{Alertmanager, Credentials, Secret};
+pub use desk::Desk;
+pub use plan::parse_matchers;
 use queue::Queue;
+pub use silence::WireSilence;
 
 use super::{
     alerting::{Alert, AlertState},
@@ -65,17 +76,20 @@ pub(crate) fn time(ms: i64) -> String {
 }
 
 /// Where alerts go.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct NotifySettings {
     /// Between two words on an alert that goes on firing.
     pub resend_delay: Duration,
     pub alertmanagers: Vec<Alertmanager>,
+    /// Receivers that are told without an Alertmanager.
+    pub desk: Option<Desk>,
 }
 
 /// Takes notices for all receivers. Clones share them.
 #[derive(Clone, Default)]
 pub struct Notifier {
     targets: Arc<Vec<(Alertmanager, Queue)>>,
+    desk: Option<Desk>,
     resend_ms: i64,
 }
 
@@ -89,12 +103,15 @@ impl Notifier {
             targets.push((target, queue));
         }
         let resend_ms = i64::try_from(settings.resend_delay.as_millis()).unwrap_or(i64::MAX);
-        Notifier { targets: Arc::new(targets), resend_ms }
+        if let Some(desk) = &settings.desk {
+            tasks.spawn(desk.clone().run(stop.clone()));
+        }
+        Notifier { targets: Arc::new(targets), desk: settings.desk, resend_ms }
     }
 
     /// Whether anybody is to be told anything.
     pub fn is_empty(&self) -> bool {
-        self.targets.is_empty()
+        self.targets.is_empty() && self.desk.is_none()
     }
 
     pub fn resend_ms(&self) -> i64 {
@@ -105,6 +122,13 @@ impl Notifier {
         for (_, queue) in self.targets.iter() {
             queue.put(notices);
         }
+        if let Some(desk) = &self.desk {
+            desk.take(notices);
+        }
+    }
+
+    pub fn desk(&self) -> Option<Desk> {
+        self.desk.clone()
     }
 
     /// Addresses that Alertmanagers are sent to.
@@ -113,7 +137,7 @@ impl Notifier {
     }
 
     pub fn metrics(&self) -> Vec<MetricLine> {
-        let mut out = Vec::new();
+        let mut out = self.desk.as_ref().map(Desk::metrics).unwrap_or_default();
         let families = [
             ("rules_notifications_sent_total", "Alerts delivered to an Alertmanager.", "counter"),
             (
@@ -138,5 +162,7 @@ impl Notifier {
     }
 }
 
+#[cfg(test)]
+mod desk_tests;
 #[cfg(test)]
 mod tests;

@@ -60,7 +60,7 @@ async fn an_alert_is_tried_again_until_an_alertmanager_takes_it() {
     let stop = CancellationToken::new();
     let credentials = Credentials::Bearer(alertmanager::Secret::Text("t".into()));
     let target = Alertmanager { url, timeout: Duration::from_secs(5), credentials };
-    let settings = NotifySettings { resend_delay: Duration::from_secs(60), alertmanagers: vec![target] };
+    let settings = NotifySettings { resend_delay: Duration::from_secs(60), alertmanagers: vec![target], desk: None };
     let notifier = Notifier::start(settings, &mut tasks, &stop);
     notifier.notify(&[notice("a", false)]);
     until("the delivery", || seen.bodies.lock().len() == 1).await;
