@@ -212,7 +212,7 @@ mod tests {
     fn a_prometheus_file_is_checked_as_it_is_and_what_is_left_out_is_named() {
         let text = "global:\n  scrape_interval: 15s\n  external_labels: {dc: eu}\nrule_files:\n  - rules.yml\nalerting:\n  alertmanagers: []\n\
                     scrape_configs:\n  - job_name: node\n    static_configs:\n      - targets: ['localhost:9100', \"b:1\"]\n    consul_sd_configs:\n      - server: x\n    \
-                    tls_config:\n      server_name: y\nremote_write:\n  - url: http://x\nscrape_config_files:\n";
+                    tls_config:\n      ca_ref: y\nremote_write:\n  - url: http://x\nscrape_config_files:\n";
         let warnings = check(text, "prometheus.yml").unwrap();
         assert_eq!(warnings.len(), 5, "{warnings:#?}");
         assert!(
@@ -223,7 +223,7 @@ mod tests {
         let consul = "prometheus.yml:12:5: scrape_configs[0].consul_sd_configs: `consul_sd_configs` is not supported: its targets";
         assert!(warnings[2].starts_with(consul), "{warnings:#?}");
         assert!(
-            warnings[3].starts_with("prometheus.yml:15:7: scrape_configs[0].tls_config.server_name: "),
+            warnings[3].starts_with("prometheus.yml:15:7: scrape_configs[0].tls_config.ca_ref: "),
             "{warnings:#?}"
         );
         assert!(warnings[4].contains("configure a sink"), "{warnings:#?}");
@@ -258,9 +258,14 @@ mod tests {
     #[test]
     fn a_source_takes_a_file_or_the_sections_themselves() {
         let inline = "no_collect: true\nsources:\n  prom:\n    type: prometheus_scrape\n    global: {scrape_interval: 5s}\n    scrape_configs:\n      \
-                      - job_name: a\n        static_configs: [{targets: ['x:1'], labels: {port: 9}}]\n        oauth2: {}\n";
+                      - job_name: a\n        static_configs: [{targets: ['x:1'], labels: {port: 9}}]\n        proxy_connect_header: {}\n";
         let warnings = check(inline, "s.yaml").unwrap();
-        assert_eq!(warnings, ["s.yaml:9:9: sources.prom.scrape_configs[0].oauth2: `oauth2` is not supported"]);
+        assert_eq!(
+            warnings,
+            [
+                "s.yaml:9:9: sources.prom.scrape_configs[0].proxy_connect_header: `proxy_connect_header` is not supported"
+            ]
+        );
         let ConfigError(lines) = check(&inline.replace("job_name", "job_nam"), "s.yaml").unwrap_err();
         assert!(
             lines[0].starts_with("s.yaml:7:9: sources.prom.scrape_configs[0].job_nam: unknown field"),

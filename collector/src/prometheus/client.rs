@@ -3,31 +3,37 @@
 //! Files with secrets are read for every request, so that a changed one counts at once; certificates when the client is
 //! made.
 
-use std::{error::Error, path::PathBuf, time::Duration};
+use std::{collections::HashMap, error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use parking_lot::Mutex;
 
-use super::config::{HttpConfig, Text};
+use super::{
+    config::{HttpConfig, Text},
+    oauth2::Tokens,
+};
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 10;
+/// Hosts whose clients are kept apart.
+const NAMED_MAX: usize = 1_000;
 /// Bytes of a secret's file that count.
 const SECRET_BYTES_MAX: usize = 64 << 10;
 
 pub const USER_AGENT: &str = concat!("sightline/", env!("CARGO_PKG_VERSION"));
 
-enum Secret {
+pub(super) enum Secret {
     Text(String),
     File(PathBuf),
 }
 
 impl Secret {
-    fn of(text: Option<&Text>, file: Option<&PathBuf>) -> Option<Secret> {
+    pub fn of(text: Option<&Text>, file: Option<&PathBuf>) -> Option<Secret> {
         text.map(|t| Secret::Text(t.0.clone())).or_else(|| file.map(|f| Secret::File(f.clone())))
     }
 
-    async fn read(&self) -> Result<String, String> {
+    pub async fn read(&self) -> Result<String, String> {
         match self {
             Secret::Text(text) => Ok(text.clone()),
             Secret::File(path) => {
@@ -42,44 +48,120 @@ impl Secret {
     }
 }
 
-enum Auth {
+pub(super) enum Auth {
     None,
+    OAuth2(Box<Tokens>),
     Basic { user: Secret, password: Option<Secret> },
     Header { kind: String, credentials: Secret },
 }
 
+/// Clients that speak with one server under one name of its certificate: one for each address.
+struct Named {
+    /// Where there is no TLS.
+    plain: reqwest::Client,
+    config: HttpConfig,
+    timeout: Option<Duration>,
+    server_name: String,
+    /// By host.
+    made: Mutex<HashMap<String, reqwest::Client>>,
+}
+
+enum Clients {
+    One(reqwest::Client),
+    Named(Arc<Named>),
+}
+
 /// A client with what it sends with every request.
 pub struct HttpClient {
-    client: reqwest::Client,
+    clients: Clients,
     auth: Auth,
     headers: Vec<(HeaderName, Secret)>,
+}
+
+/// All that a configuration says of connections.
+fn builder(config: &HttpConfig, timeout: Option<Duration>) -> Result<reqwest::ClientBuilder, String> {
+    let mut builder = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(Duration::from_secs(10));
+    if let Some(timeout) = timeout {
+        builder = builder.timeout(timeout);
+    }
+    builder = builder.redirect(if config.follow_redirects.unwrap_or(true) {
+        reqwest::redirect::Policy::limited(REDIRECTS_MAX)
+    } else {
+        reqwest::redirect::Policy::none()
+    });
+    if config.enable_http2 == Some(false) {
+        builder = builder.http1_only();
+    }
+    match &config.proxy_url {
+        Some(url) => {
+            let proxy = reqwest::Proxy::all(url).map_err(|e| format!("proxy_url: {e}"))?;
+            let except = config.no_proxy.as_deref().and_then(reqwest::NoProxy::from_string);
+            builder = builder.proxy(proxy.no_proxy(except));
+        }
+        None if config.proxy_from_environment => {}
+        None => builder = builder.no_proxy(),
+    }
+    tls(config, builder)
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {
+    builder.build().map_err(|e| format!("cannot make an HTTP client: {}", chain(&e)))
+}
+
+/// Finds the server's name at its address, and every other where it is.
+struct At {
+    name: String,
+    host: String,
+}
+
+impl reqwest::dns::Resolve for At {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let host = if name.as_str() == self.name { self.host.clone() } else { name.as_str().to_owned() };
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+impl Named {
+    /// The client of a URL, the URL with the server's name in it, and who is asked.
+    async fn client(self: &Arc<Self>, url: &str) -> Result<(reqwest::Client, String, String), String> {
+        let mut url = url::Url::parse(url).map_err(|e| e.to_string())?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let asked = url[url::Position::BeforeHost..url::Position::AfterPort].to_owned();
+        url.set_host(Some(&self.server_name)).map_err(|e| format!("tls_config.server_name: {e}"))?;
+        let known = self.made.lock().get(&host).cloned();
+        if let Some(client) = known {
+            return Ok((client, url.into(), asked));
+        }
+        let (this, at) = (self.clone(), At { name: self.server_name.clone(), host: host.clone() });
+        // Over HTTP/2 the name would also be who is asked.
+        let make = move || built(builder(&this.config, this.timeout)?.http1_only().dns_resolver(Arc::new(at)));
+        let client = tokio::task::spawn_blocking(make).await.map_err(|e| e.to_string())??;
+        let mut made = self.made.lock();
+        if made.len() >= NAMED_MAX {
+            made.clear();
+        }
+        made.insert(host, client.clone());
+        Ok((client, url.into(), asked))
+    }
 }
 
 impl HttpClient {
     /// Reads certificates: blocks. `timeout` of a whole request; `None`: the caller sees to it.
     pub fn new(config: &HttpConfig, timeout: Option<Duration>) -> Result<HttpClient, String> {
-        let mut builder = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(Duration::from_secs(10));
-        if let Some(timeout) = timeout {
-            builder = builder.timeout(timeout);
-        }
-        builder = builder.redirect(if config.follow_redirects.unwrap_or(true) {
-            reqwest::redirect::Policy::limited(REDIRECTS_MAX)
-        } else {
-            reqwest::redirect::Policy::none()
-        });
-        if config.enable_http2 == Some(false) {
-            builder = builder.http1_only();
-        }
-        match &config.proxy_url {
-            Some(url) => {
-                let proxy = reqwest::Proxy::all(url).map_err(|e| format!("proxy_url: {e}"))?;
-                builder = builder.proxy(proxy);
-            }
-            None if config.proxy_from_environment => {}
-            None => builder = builder.no_proxy(),
-        }
-        builder = tls(config, builder)?;
-        let client = builder.build().map_err(|e| format!("cannot make an HTTP client: {}", chain(&e)))?;
+        let client = built(builder(config, timeout)?)?;
+        let clients = match &config.tls_config.server_name {
+            None => Clients::One(client),
+            Some(name) => Clients::Named(Arc::new(Named {
+                plain: client,
+                config: config.clone(),
+                timeout,
+                server_name: name.to_ascii_lowercase(),
+                made: Mutex::default(),
+            })),
+        };
         let mut headers = Vec::new();
         for (name, values) in &config.http_headers {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|e| format!("http_headers.{name}: {e}"))?;
@@ -87,7 +169,7 @@ impl HttpClient {
             let files = values.files.iter().map(|f| Secret::File(f.clone()));
             headers.extend(texts.chain(files).map(|s| (name.clone(), s)));
         }
-        Ok(HttpClient { client, auth: auth(config), headers })
+        Ok(HttpClient { clients, auth: auth(config)?, headers })
     }
 
     /// As [`HttpClient::new`], off the async threads.
@@ -98,21 +180,17 @@ impl HttpClient {
 
     /// Asks; any status is an answer.
     pub async fn get(&self, url: &str, mut headers: HeaderMap) -> Result<reqwest::Response, String> {
-        let value = |text: String| {
-            let mut value = HeaderValue::from_str(&text).map_err(|_| "a secret is no header value".to_owned())?;
-            value.set_sensitive(true);
-            Ok::<_, String>(value)
-        };
         match &self.auth {
             Auth::None => {}
+            Auth::OAuth2(tokens) => {
+                headers.insert(header::AUTHORIZATION, value(tokens.get().await?)?);
+            }
             Auth::Basic { user, password } => {
                 let password = match password {
                     Some(secret) => secret.read().await?,
                     None => String::new(),
                 };
-                let text = format!("{}:{password}", user.read().await?);
-                let text = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text));
-                headers.insert(header::AUTHORIZATION, value(text)?);
+                headers.insert(header::AUTHORIZATION, basic(&format!("{}:{password}", user.read().await?))?);
             }
             Auth::Header { kind, credentials } => {
                 headers.insert(header::AUTHORIZATION, value(format!("{kind} {}", credentials.read().await?))?);
@@ -121,11 +199,53 @@ impl HttpClient {
         for (name, secret) in &self.headers {
             headers.append(name, value(secret.read().await?)?);
         }
-        self.client.get(url).headers(headers).send().await.map_err(|e| chain(&e))
+        let (client, url) = self.client(url, &mut headers).await?;
+        client.get(url).headers(headers).send().await.map_err(|e| chain(&e))
+    }
+
+    /// Sends a form, without credentials of its own.
+    pub(super) async fn post(
+        &self,
+        url: &str,
+        mut headers: HeaderMap,
+        body: String,
+    ) -> Result<reqwest::Response, String> {
+        let (client, url) = self.client(url, &mut headers).await?;
+        client.post(url).headers(headers).body(body).send().await.map_err(|e| chain(&e))
+    }
+
+    async fn client(&self, url: &str, headers: &mut HeaderMap) -> Result<(reqwest::Client, String), String> {
+        match &self.clients {
+            Clients::One(client) => Ok((client.clone(), url.to_owned())),
+            Clients::Named(named) if !url.starts_with("https:") => Ok((named.plain.clone(), url.to_owned())),
+            Clients::Named(named) => {
+                let (client, url, asked) = named.client(url).await?;
+                headers.insert(header::HOST, value(asked)?);
+                Ok((client, url))
+            }
+        }
     }
 }
 
-fn auth(config: &HttpConfig) -> Auth {
+fn value(text: String) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&text).map_err(|_| "a secret is no header value".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The header of a user and a password, `user:password`.
+pub(super) fn basic(both: &str) -> Result<HeaderValue, String> {
+    value(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both)))
+}
+
+fn auth(config: &HttpConfig) -> Result<Auth, String> {
+    if let Some(oauth2) = &config.oauth2 {
+        return Ok(Auth::OAuth2(Box::new(Tokens::new(oauth2)?)));
+    }
+    Ok(credentials(config))
+}
+
+fn credentials(config: &HttpConfig) -> Auth {
     if let Some(basic) = &config.basic_auth {
         let user = match &basic.username_file {
             Some(file) => Secret::File(file.clone()),

@@ -145,6 +145,33 @@ pub struct HttpHeader {
     pub files: Vec<PathBuf>,
 }
 
+/// Tokens of the client credentials grant.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OAuth2 {
+    pub client_id: Text,
+    pub client_secret: Option<Text>,
+    pub client_secret_file: Option<PathBuf>,
+    pub client_secret_ref: Option<Value>,
+    pub scopes: Vec<Text>,
+    pub token_url: String,
+    pub endpoint_params: BTreeMap<String, Text>,
+    pub tls_config: TlsConfig,
+    pub proxy_url: Option<String>,
+    pub no_proxy: Option<String>,
+    pub proxy_from_environment: bool,
+    pub proxy_connect_header: Option<Value>,
+    pub grant_type: Option<Value>,
+    pub iss: Option<Value>,
+    pub audience: Option<Value>,
+    pub claims: Option<Value>,
+    pub signature_algorithm: Option<Value>,
+    pub client_certificate_key_id: Option<Value>,
+    pub client_certificate_key: Option<Value>,
+    pub client_certificate_key_file: Option<Value>,
+    pub client_certificate_key_ref: Option<Value>,
+}
+
 /// A struct with the keys of Prometheus' HTTP client beside its own, and [`HttpConfig`] of it.
 macro_rules! with_http {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
@@ -157,7 +184,7 @@ macro_rules! with_http {
             pub authorization: Option<Authorization>,
             pub bearer_token: Option<Text>,
             pub bearer_token_file: Option<PathBuf>,
-            pub oauth2: Option<Value>,
+            pub oauth2: Option<OAuth2>,
             pub tls_config: TlsConfig,
             pub follow_redirects: Option<bool>,
             pub enable_http2: Option<bool>,
@@ -197,7 +224,7 @@ pub struct HttpConfig {
     pub authorization: Option<Authorization>,
     pub bearer_token: Option<Text>,
     pub bearer_token_file: Option<PathBuf>,
-    pub oauth2: Option<Value>,
+    pub oauth2: Option<OAuth2>,
     pub tls_config: TlsConfig,
     pub follow_redirects: Option<bool>,
     pub enable_http2: Option<bool>,

@@ -13,7 +13,7 @@ use pipeline::{
 };
 
 use super::{
-    config::{File, Global, HttpConfig, Scheme, ScrapeConfig, Size, Span, parse_span},
+    config::{File, Global, HttpConfig, OAuth2, Scheme, ScrapeConfig, Size, Span, TlsConfig, parse_span},
     discovery::Discovery,
 };
 
@@ -348,17 +348,7 @@ pub(super) fn http(mut config: HttpConfig, folder: &Path, at: &mut Findings<'_>)
             *p = folder.join(&p);
         }
     };
-    for (key, set) in [
-        ("oauth2", config.oauth2.is_some()),
-        ("proxy_connect_header", config.proxy_connect_header.is_some()),
-        ("no_proxy", config.no_proxy.is_some()),
-        ("tls_config.server_name", config.tls_config.server_name.is_some()),
-        ("tls_config.ca_ref", config.tls_config.ca_ref.is_some()),
-        ("tls_config.cert_ref", config.tls_config.cert_ref.is_some()),
-        ("tls_config.key_ref", config.tls_config.key_ref.is_some()),
-    ] {
-        at.unsupported(key, set, "");
-    }
+    at.unsupported("proxy_connect_header", config.proxy_connect_header.is_some(), "");
     let ways = [
         config.basic_auth.is_some(),
         config.authorization.is_some(),
@@ -390,11 +380,74 @@ pub(super) fn http(mut config: HttpConfig, folder: &Path, at: &mut Findings<'_>)
             at.error("authorization.type", "cannot be `basic`; use basic_auth");
         }
     }
+    if let Some(oauth2) = &mut config.oauth2 {
+        join(&mut oauth2.client_secret_file);
+        oauth2_keys(oauth2, &mut at.below("oauth2"));
+        tls(&mut oauth2.tls_config, folder, &mut at.below("oauth2"));
+        proxy(oauth2.proxy_url.as_ref(), oauth2.no_proxy.is_some(), &mut at.below("oauth2"));
+    }
     join(&mut config.bearer_token_file);
-    let tls = &mut config.tls_config;
-    join(&mut tls.ca_file);
-    join(&mut tls.cert_file);
-    join(&mut tls.key_file);
+    tls(&mut config.tls_config, folder, at);
+    for header in config.http_headers.values_mut() {
+        for file in &mut header.files {
+            *file = folder.join(&*file);
+        }
+    }
+    proxy(config.proxy_url.as_ref(), config.no_proxy.is_some() && !config.proxy_from_environment, at);
+    config
+}
+
+fn proxy(url: Option<&String>, no_proxy: bool, at: &mut Findings<'_>) {
+    match url {
+        Some(url) => {
+            if let Err(e) = reqwest::Proxy::all(url) {
+                at.error("proxy_url", format!("is not a proxy's address: {e}"));
+            }
+        }
+        None if no_proxy => at.error("no_proxy", "needs a proxy_url beside it"),
+        None => {}
+    }
+}
+
+fn oauth2_keys(config: &OAuth2, at: &mut Findings<'_>) {
+    for (key, value) in [
+        ("client_secret_ref", &config.client_secret_ref),
+        ("proxy_connect_header", &config.proxy_connect_header),
+        ("iss", &config.iss),
+        ("audience", &config.audience),
+        ("claims", &config.claims),
+        ("signature_algorithm", &config.signature_algorithm),
+        ("client_certificate_key_id", &config.client_certificate_key_id),
+        ("client_certificate_key", &config.client_certificate_key),
+        ("client_certificate_key_file", &config.client_certificate_key_file),
+        ("client_certificate_key_ref", &config.client_certificate_key_ref),
+    ] {
+        at.unsupported(key, value.is_some(), ": tokens are those of the client credentials grant");
+    }
+    let granted = config.grant_type.as_ref().and_then(|g| g.as_str());
+    if config.grant_type.is_some() && granted != Some("client_credentials") {
+        at.unsupported("grant_type", true, ": tokens are those of the client credentials grant");
+    }
+    if config.client_id.0.is_empty() {
+        at.error("client_id", "is empty");
+    }
+    if config.client_secret.is_some() && config.client_secret_file.is_some() {
+        at.error("", "at most one of client_secret and client_secret_file may be set");
+    }
+    match url::Url::parse(&config.token_url) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => {}
+        _ => at.error("token_url", format!("`{}` is not an address of http or https", config.token_url)),
+    }
+}
+
+/// Paths made absolute; contradictions told.
+fn tls(tls: &mut TlsConfig, folder: &Path, at: &mut Findings<'_>) {
+    for path in [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file].into_iter().flatten() {
+        *path = folder.join(&*path);
+    }
+    at.unsupported("tls_config.ca_ref", tls.ca_ref.is_some(), "");
+    at.unsupported("tls_config.cert_ref", tls.cert_ref.is_some(), "");
+    at.unsupported("tls_config.key_ref", tls.key_ref.is_some(), "");
     if (tls.cert.is_some() || tls.cert_file.is_some()) != (tls.key.is_some() || tls.key_file.is_some()) {
         at.error("tls_config", "a certificate needs its key, and a key its certificate");
     }
@@ -409,17 +462,6 @@ pub(super) fn http(mut config: HttpConfig, folder: &Path, at: &mut Findings<'_>)
             }
         }
     }
-    for header in config.http_headers.values_mut() {
-        for file in &mut header.files {
-            *file = folder.join(&*file);
-        }
-    }
-    if let Some(url) = &config.proxy_url
-        && let Err(e) = reqwest::Proxy::all(url)
-    {
-        at.error("proxy_url", format!("is not a proxy's address: {e}"));
-    }
-    config
 }
 
 /// `__scrape_interval__` and `__scrape_timeout__` of a target.

@@ -11,13 +11,16 @@
 mod client;
 pub mod config;
 pub mod counters;
-mod discovery;
+pub mod discovery;
 pub mod job;
+mod oauth2;
 mod scrape_loop;
 pub mod scrape_pool;
 mod series;
 pub mod target;
 
+#[cfg(test)]
+mod client_tests;
 #[cfg(test)]
 mod loop_tests;
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod file;
 mod http;
 mod kubernetes;
 mod kubernetes_targets;
-mod resolver;
+pub mod resolver;
 
 #[cfg(test)]
 mod tests;

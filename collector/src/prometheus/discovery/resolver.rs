@@ -212,6 +212,12 @@ impl Reader<'_> {
     }
 }
 
+/// The records of this type in an answer, whatever it is an answer to.
+pub fn records(message: &[u8], kind: u16) -> Result<Vec<Answer>, String> {
+    let id = message.get(..2).ok_or("the answer is cut off")?;
+    read(message, id, kind)
+}
+
 fn read(message: &[u8], query: &[u8], kind: u16) -> Result<Vec<Answer>, String> {
     let mut r = Reader { message, at: 0 };
     if r.bytes(2)? != &query[..2] {
