@@ -13,6 +13,7 @@ pub mod logql;
 mod parallel;
 pub mod promql;
 pub mod raw;
+pub mod recent;
 pub mod rules;
 pub mod sql;
 pub mod syntax;

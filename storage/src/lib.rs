@@ -39,5 +39,5 @@ pub use compact::delete::{DeleteRequest, Receipt};
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
 pub use part::Promoted;
-pub use scan::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};
+pub use scan::{Mark, RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector, Tail};
 pub use store::{Append, Appended, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};

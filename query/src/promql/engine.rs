@@ -26,6 +26,7 @@ use crate::{
     error::QueryError,
     fetch::{self, SeriesData},
     limits::{Limits, STEPS_MAX},
+    recent::{Recent, Wanted},
     syntax::Span,
 };
 
@@ -90,12 +91,37 @@ pub struct Engine {
     limits: Arc<Limits>,
     options: Arc<EngineOptions>,
     slots: Arc<Semaphore>,
+    recent: Option<Recent>,
 }
 
 impl Engine {
     pub fn new(store: Store, limits: Limits, options: EngineOptions) -> Self {
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
-        Engine { store, limits: Arc::new(limits), options: Arc::new(options), slots }
+        Engine { store, limits: Arc::new(limits), options: Arc::new(options), slots, recent: None }
+    }
+
+    /// The same, for instant queries that come again and again: the last minutes of what they read stay in memory.
+    pub fn remembering(&self) -> Engine {
+        Engine { recent: Some(Recent::new(self.store.clone())), ..self.clone() }
+    }
+
+    pub fn recent(&self) -> Option<&Recent> {
+        self.recent.as_ref()
+    }
+
+    /// Tells a remembering engine what it will be asked; [`Recent::keep_noted`] then reads it at once. What has errors is
+    /// left out.
+    pub fn note(&self, tenant: &TenantId, query: &str, at_ms: i64) {
+        let Some(recent) = &self.recent else { return };
+        let Ok(mut expr) = parse(query) else { return };
+        if resolve(query, &mut expr, (at_ms, at_ms, 0)).is_err() {
+            return;
+        }
+        let mut needs = Vec::new();
+        plan(&expr, (at_ms, at_ms), ms(self.limits.lookback).max(1), &mut needs);
+        for need in needs {
+            recent.note(tenant, need.wanted(at_ms));
+        }
     }
 
     /// The value at one time: a scalar, string, vector or, for a range expression, a matrix.
@@ -213,6 +239,12 @@ impl Engine {
         for need in needs {
             let id = need.selector.id;
             let reading = fetch::Reading { starts: wants_starts, tell_drops: stats_only.contains(&id) };
+            if let Some(recent) = self.recent.as_ref().filter(|_| !is_range && !wants_starts)
+                && let Some(found) = recent.find(tenant, &need.wanted(steps.start), fetched.series_max).await
+            {
+                data[id] = fetched.taken(found)?;
+                continue;
+            }
             match need.leaf.clone() {
                 Some(leaf) if need.to - need.from > PIECE_MS_MIN => {
                     let series = fetched.streamed(&evaluator, need, leaf, steps, reading).await?;
@@ -266,6 +298,15 @@ struct Fetched<'a> {
 }
 
 impl Fetched<'_> {
+    /// Counts what was at hand.
+    fn taken(&mut self, found: Vec<Arc<SeriesData>>) -> Result<Vec<Arc<SeriesData>>, QueryError> {
+        let samples = found.iter().map(|s| s.ts.len()).sum();
+        self.budget.take(samples)?;
+        self.samples += samples;
+        self.samples_peak += samples;
+        Ok(found)
+    }
+
     /// All samples of a selector.
     async fn whole(&mut self, need: Need, reading: fetch::Reading) -> Result<Vec<Arc<SeriesData>>, QueryError> {
         let times = (need.from, need.to);
@@ -372,6 +413,12 @@ struct Need {
     to: i64,
     /// What is computed of them while they are read, where nothing else is.
     leaf: Option<Leaf>,
+}
+
+impl Need {
+    fn wanted(&self, at_ms: i64) -> Wanted {
+        Wanted { matchers: self.selector.matchers.clone(), from_ms: self.from, to_ms: self.to, at_ms }
+    }
 }
 
 /// Notes of each need whether its selector can be evaluated as it is read.

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use storage::model::TenantId;
+
 use super::{
     template::Template,
     yaml::{self, Entry, FILE_BYTES_MAX, Node, Place, Problem, Report},
@@ -53,6 +55,13 @@ impl Expression {
     pub fn text(&self) -> &str {
         match self {
             Expression::PromQl { text, .. } => text,
+        }
+    }
+
+    /// Tells the engine what it will be asked.
+    pub fn note(&self, engine: &promql::Engine, tenant: &TenantId, at_ms: i64) {
+        match self {
+            Expression::PromQl { text, .. } => engine.note(tenant, text, at_ms),
         }
     }
 

@@ -21,7 +21,11 @@ use super::{
 use crate::{
     error::QueryError,
     promql::{Engine, InstantRequest, Point, Sample, Value},
+    recent::Recent,
 };
+
+/// The longest interval of a group whose samples stay in memory from one evaluation to the next, ms.
+const KEPT_INTERVAL_MS_MAX: i64 = 300_000;
 
 /// Times at which a group is evaluated: every `interval`, shifted by a part of it that depends on the group's key, so that
 /// not all groups work at once and each keeps its times over restarts. Milliseconds.
@@ -238,6 +242,12 @@ impl Group {
     pub async fn evaluate(&mut self, at_ms: i64, site: &Site) {
         let begun = Instant::now();
         let sample_ms = at_ms - self.definition.query_offset_ms;
+        // What is asked for seldom is not worth keeping.
+        let recent = site.engine.recent().filter(|_| self.interval_ms <= KEPT_INTERVAL_MS_MAX).cloned();
+        if let (Some(recent), None) = (&recent, self.last_ms) {
+            self.rules.iter().for_each(|r| r.rule.expression.note(&site.engine, &site.tenant, sample_ms));
+            keep_noted(recent, site).await;
+        }
         let mut unwritten = Unwritten::default();
         for i in 0..self.rules.len() {
             if self.rules[i].rule.expression.may_read(&unwritten.names) {
@@ -267,6 +277,9 @@ impl Group {
         let gone = leftover.into_iter().filter(|l| !live.contains(l)).map(|l| OutSample::stale(l, sample_ms));
         unwritten.samples.extend(gone.collect::<Vec<_>>());
         self.flush(&mut unwritten, site).await;
+        if let Some(recent) = &recent {
+            keep_noted(recent, site).await;
+        }
         self.last_ms = Some(at_ms);
         self.seconds = begun.elapsed().as_secs_f64();
     }
@@ -304,6 +317,13 @@ impl Group {
             out.extend(rule.alerts.due(at_ms, resend_ms).into_iter().map(|a| (rule.rule.clone(), a)));
         }
         out
+    }
+}
+
+/// The store is asked each time where this fails.
+async fn keep_noted(recent: &Recent, site: &Site) {
+    if let Err(e) = recent.keep_noted(&site.tenant).await {
+        tracing::debug!(error = %e, "what rules read cannot be kept in memory");
     }
 }
 

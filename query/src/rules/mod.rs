@@ -12,5 +12,5 @@ pub mod template;
 #[cfg(test)]
 mod tests;
 pub mod trial;
-mod write;
+pub(crate) mod write;
 pub mod yaml;

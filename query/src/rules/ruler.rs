@@ -39,6 +39,9 @@ use crate::promql::Engine;
 /// How often rule files are looked at for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// How often new samples are taken over into memory: a head is flushed after two quiet seconds at the earliest.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
 /// Reloads that may wait for their turn.
 const RELOADS_WAITING: usize = 8;
 
@@ -185,6 +188,17 @@ impl Ruler {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let notifier = Notifier::start(std::mem::take(&mut settings.notify), &mut tasks, &stop);
+        let engine = engine.remembering();
+        if let Some(recent) = engine.recent().cloned() {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                let mut tick = tokio::time::interval(FOLLOW_EVERY);
+                tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                while stop.run_until_cancelled(tick.tick()).await.is_some() {
+                    recent.follow().await;
+                }
+            });
+        }
         let inner = Arc::new(Inner {
             settings,
             engine,
@@ -284,6 +298,40 @@ impl Ruler {
             }),
         ];
         out.extend(self.0.notifier.metrics());
+        if let Some(recent) = self.0.engine.recent() {
+            let f = recent.figures();
+            out.extend([
+                line(
+                    "rules_recent_found_total",
+                    "Selectors of rules whose samples were in memory.",
+                    "counter",
+                    vec![],
+                    get(&f.found),
+                ),
+                line(
+                    "rules_recent_missed_total",
+                    "Selectors of rules that were read from the store.",
+                    "counter",
+                    vec![],
+                    get(&f.missed),
+                ),
+                line(
+                    "rules_recent_reloads_total",
+                    "Times at which recent samples were all read anew.",
+                    "counter",
+                    vec![],
+                    get(&f.reloads),
+                ),
+                line(
+                    "rules_recent_series",
+                    "Series whose recent samples are in memory.",
+                    "gauge",
+                    vec![],
+                    get(&f.series),
+                ),
+                line("rules_recent_samples", "Recent samples in memory.", "gauge", vec![], get(&f.samples)),
+            ]);
+        }
         for (name, help, kind, read) in families {
             out.extend(views.iter().map(|g| line(name, help, kind, vec![("rule_group", g.key.clone())], read(g))));
         }

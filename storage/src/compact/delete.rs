@@ -241,7 +241,8 @@ impl Inner {
     /// Lets the label index of these days be built from what there is now.
     fn index_anew(&self, state: &TableState, days: &BTreeSet<i64>) {
         // Under this lock nothing is published and nothing flushed, so the head is all that the parts do not hold.
-        let data = state.data.write();
+        let mut data = state.data.write();
+        data.head.rewritten += 1;
         let mut index = state.index.write();
         index.forget_days(days);
         for batch in &data.head.batches {

@@ -65,6 +65,10 @@ pub(crate) struct TableHead {
     pub batches: Vec<Arc<HeadBatch>>,
     pub bytes: usize,
     pub last_arrival: Duration,
+    /// WAL sequence number up to which rows have left.
+    pub retired: u64,
+    /// Deletes of rows that were here or in parts.
+    pub rewritten: u64,
 }
 
 /// Batches below this many rows are merged once [`COALESCE_RUN`] of them stand in a row.
@@ -80,6 +84,7 @@ impl TableHead {
 
     /// Drops everything up to and including `seq`.
     pub fn retire(&mut self, seq: u64) {
+        self.retired = self.retired.max(seq);
         self.batches.retain(|b| b.last_seq > seq);
         self.bytes = self.batches.iter().map(|b| b.bytes).sum();
     }

@@ -4,5 +4,7 @@
 pub mod request;
 pub mod select;
 pub(crate) mod stream;
+pub mod tail;
 
 pub use request::{RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector};
+pub use tail::{Mark, Tail};
