@@ -152,6 +152,27 @@ impl Selected {
         self.infos.is_empty()
     }
 
+    pub(crate) fn ids(&self) -> &Arc<[i64]> {
+        &self.ids
+    }
+
+    /// Where a series is among the selected ones.
+    pub(crate) fn place(&self, id: i64) -> Option<usize> {
+        self.index.get(&id).copied()
+    }
+
+    /// Those that `chosen` accepts, and the others.
+    pub(crate) fn split(&self, chosen: impl Fn(&SeriesInfo) -> bool) -> (Selected, Selected) {
+        let (ours, others) = self.infos.iter().cloned().partition(chosen);
+        (Selected::of(ours), Selected::of(others))
+    }
+
+    fn of(infos: Vec<SeriesInfo>) -> Selected {
+        let ids = infos.iter().map(|s| s.id).collect();
+        let index = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
+        Selected { infos, ids, index }
+    }
+
     pub fn labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
         self.infos.iter().map(|s| &s.labels)
     }
@@ -181,9 +202,7 @@ pub async fn select(
             infos.len()
         )));
     }
-    let ids = infos.iter().map(|s| s.id).collect();
-    let index = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
-    Ok(Selected { infos, ids, index })
+    Ok(Selected::of(infos))
 }
 
 /// Points with `from_ms <= ts <= to_ms` of each selected series, in their order; a series without any is empty.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::{
+    downsample::Downsample,
     model::{Table, TenantId},
     object::BucketUrl,
     part::Promoted,
@@ -61,6 +62,8 @@ pub struct StoreConfig {
     /// Age of the oldest head row that triggers a flush.
     pub flush_age: Duration,
     pub retention: Retention,
+    /// Which samples are aggregated.
+    pub downsample: Downsample,
     /// Whether background flush, compaction and retention run. Off only in tests that drive them by hand.
     pub background: bool,
     /// Bytes of one file of the write-ahead log; it is deleted whole.
@@ -85,6 +88,7 @@ impl StoreConfig {
             flush_bytes: 128 << 20,
             flush_age: Duration::from_secs(300),
             retention: Retention::default(),
+            downsample: Downsample::default(),
             background: true,
             wal_segment_bytes: crate::wal::SEGMENT_BYTES,
             wal_bytes_full: crate::limits::WAL_BYTES_FULL,

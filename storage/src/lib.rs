@@ -18,6 +18,7 @@ pub mod backup;
 pub mod catalog;
 pub mod compact;
 pub mod config;
+pub mod downsample;
 pub mod error;
 mod head;
 pub mod index;

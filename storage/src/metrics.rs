@@ -7,7 +7,7 @@ use crate::model::Table;
 /// Counters end in `_total` where they are rendered; all values are since start, gauges are marked.
 #[derive(Debug, Default)]
 pub struct StoreMetrics {
-    rows_in: [AtomicU64; 6],
+    rows_in: [AtomicU64; Table::ALL.len()],
     pub append_overloaded: AtomicU64,
     pub append_disk_full: AtomicU64,
     pub flushes: AtomicU64,
@@ -21,6 +21,9 @@ pub struct StoreMetrics {
     pub compaction_bytes: AtomicU64,
     pub compaction_micros: AtomicU64,
     pub retention_parts: AtomicU64,
+    pub downsampled_hours: AtomicU64,
+    pub downsampled_rows: AtomicU64,
+    pub downsample_failures: AtomicU64,
     pub deletes: AtomicU64,
     pub delete_rows: AtomicU64,
     pub checkpoints: AtomicU64,
@@ -148,6 +151,19 @@ impl StoreMetrics {
                 "Parts removed because they were past their retention.",
                 "counter",
                 get(&self.retention_parts),
+            ),
+            line(
+                "storage_downsampled_hours_total",
+                "Hours of samples aggregated, those done again because samples came late included.",
+                "counter",
+                get(&self.downsampled_hours),
+            ),
+            line("storage_downsampled_rows_total", "Aggregates written.", "counter", get(&self.downsampled_rows)),
+            line(
+                "storage_downsample_failures_total",
+                "Hours that could not be aggregated and will be tried again.",
+                "counter",
+                get(&self.downsample_failures),
             ),
             line("storage_deletes_total", "Deletes by predicate that removed rows.", "counter", get(&self.deletes)),
             line("storage_delete_rows_total", "Rows deleted by predicate.", "counter", get(&self.delete_rows)),

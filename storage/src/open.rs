@@ -112,6 +112,8 @@ pub(crate) fn open(mut config: StoreConfig, env: Environment) -> Result<Arc<Inne
         metrics: Arc::new(StoreMetrics::default()),
         purge: Purge::default(),
         compact_limits: crate::compact::plan::Limits::default(),
+        downsampling: Mutex::new(()),
+        downsampled_empty: Mutex::default(),
         dir: Mutex::new(dir),
         appends: Mutex::default(),
         publishing: Mutex::new(()),

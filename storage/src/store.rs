@@ -231,6 +231,11 @@ pub(crate) struct Inner {
     pub appends: Mutex<Arc<()>>,
     /// Held while a record is made visible: whoever holds it sees whole records.
     pub publishing: Mutex<()>,
+    /// Held while an hour of samples is aggregated, and by whoever deletes samples: the aggregates go first, and must not
+    /// come back from samples that are about to go. Taken before every table's `merge`.
+    pub downsampling: Mutex<()>,
+    /// Hours of samples without any that are to be aggregated, as [`crate::downsample`] found them.
+    pub downsampled_empty: Mutex<crate::downsample::EmptyHours>,
     /// Given back by [`Inner::close`], after everything that writes has ended.
     pub dir: Mutex<Option<DataDir>>,
 }
@@ -392,6 +397,15 @@ impl Store {
     pub async fn expire(&self) -> Result<(), ScanError> {
         let inner = self.inner.clone();
         tokio::task::spawn_blocking(move || inner.expire_all())
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Aggregates every hour of samples that is due, late ones at once; in the background that happens by itself. Answers how
+    /// many hours were done.
+    pub async fn downsample(&self) -> Result<usize, ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.downsample_due(true))
             .await
             .map_err(|e| ScanError::Internal(e.to_string()))?
     }
@@ -558,7 +572,7 @@ impl Inner {
     }
 
     /// The table, created when this is its first row.
-    fn table_or_create(&self, tenant: &TenantId, table: Table) -> Result<Arc<TableState>, AppendError> {
+    pub(crate) fn table_or_create(&self, tenant: &TenantId, table: Table) -> Result<Arc<TableState>, AppendError> {
         if let Some(state) = self.table(tenant, table) {
             return Ok(state);
         }

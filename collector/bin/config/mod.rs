@@ -4,6 +4,7 @@
 //! error of the file at once.
 
 pub mod check;
+mod downsample;
 pub mod rules;
 mod scrape;
 mod shown;
@@ -114,6 +115,8 @@ struct FileStorage {
     wal_bytes: Option<Bytes>,
     /// Attributes of logs and spans that get a column `a_<key>` of their own in the files, at most 64.
     promote: Vec<String>,
+    /// Aggregates of samples over 5m and 1h; none by default.
+    downsample: Vec<downsample::Entry>,
 }
 
 /// What Elasticsearch's shippers are told of us.
@@ -344,6 +347,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         found.push(at("storage.promote", e.to_string()));
         Promoted::default()
     });
+    let downsample = downsample::check(&file.storage.downsample, &mut |path, message| found.push(at(path, message)));
     if file.storage.flush_age.is_some_and(|s| s.0.is_zero()) {
         found.push(at("storage.flush_age", "expected more than 0".into()));
     }
@@ -391,6 +395,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     }
     store.promoted = promoted;
     store.retention = retention;
+    store.downsample = downsample;
     store.bucket = bucket;
     if let Some(Bytes(n)) = args.cache_size.or(file.storage.cache_bytes) {
         store.cache_bytes = n;
@@ -697,6 +702,34 @@ mod tests {
         assert!(lines[0].contains("same column a_a_b"), "{lines:?}");
         let ConfigError(lines) = check("storage: {flush_age: 0s, flush_bites: 3}\n", "f.yaml").unwrap_err();
         assert!(lines.iter().any(|l| l.contains("did you mean `flush_bytes`?")), "{lines:?}");
+    }
+
+    #[test]
+    fn downsampling_is_read_and_every_slip_has_its_place() {
+        let text = "storage:\n  downsample:\n    - {match: ['{job=\"a\"}', up], resolutions: [1h], after: 2h, query: auto}\n    - {}\n";
+        let document = Document::parse(text).unwrap();
+        let mut problems = Vec::new();
+        let store = build(&document, &ServeArgs::default(), Path::new("."), &mut problems).unwrap().store;
+        assert!(problems.is_empty(), "{problems:?}");
+        let [first, second] = &store.downsample.rules[..] else { panic!("two rules") };
+        assert_eq!((first.selectors.len(), first.resolutions.len(), first.auto), (2, 1, true));
+        assert_eq!((first.after, second.after), (Duration::from_secs(7200), Duration::from_secs(3600)));
+        assert_eq!((second.selectors.len(), second.resolutions.len(), second.auto), (1, 2, false));
+        let text = "storage:\n  downsample:\n    - {match: ['{job='], resolutions: [10m, 5m, 5m]}\n    - {query: yes, \
+                    tenant: a/b}\n    - {resolution: [5m]}\n    - {resolutions: []}\n";
+        let ConfigError(lines) = check(text, "f.yaml").unwrap_err();
+        let all = lines.join("\n");
+        for wanted in [
+            "f.yaml:3:16: storage.downsample[0].match[0]: ",
+            "f.yaml:3:40: storage.downsample[0].resolutions[0]: unknown resolution `10m`, expected 5m or 1h",
+            "storage.downsample[0].resolutions[2]: `5m` is there twice",
+            "f.yaml:4:15: storage.downsample[1].query: unknown choice `yes`, expected raw or auto",
+            "storage.downsample[1].tenant: ",
+            "f.yaml:5:8: storage.downsample[2].resolution: unknown field `resolution`",
+            "storage.downsample[3].resolutions: expected 5m, 1h or both",
+        ] {
+            assert!(all.contains(wanted), "{wanted} is not in\n{all}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The real process, from outside: started, asked over HTTP, stopped, killed, started again.
 
 mod agent;
+mod aggregates;
 mod ask;
 mod backup;
 mod bad_disk;

@@ -76,6 +76,8 @@ pub const fn kind(table: Table) -> &'static str {
         Table::Logs => "log",
         Table::Spans => "span",
         Table::MetricSamples => "sample",
+        Table::MetricSamples5m => "sample_5m",
+        Table::MetricSamples1h => "sample_1h",
         Table::MetricHistograms => "histogram",
         Table::MetricExemplars => "exemplar",
         Table::MetricSeries => "series",

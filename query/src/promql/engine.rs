@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    aggregates::{Answered, Source},
     ast::{At, BinaryOp, Duration, DurationKind, Edges, Expr, ExprKind, Selector, ValueType},
     eval::{self, Evaluator, Leaf, Steps, Streamed, Values},
     features::Features,
@@ -51,6 +52,7 @@ pub struct InstantRequest {
     /// At most the engine's own.
     pub timeout: Option<StdDuration>,
     pub lookback: Option<StdDuration>,
+    pub source: Source,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -63,6 +65,7 @@ pub struct RangeRequest {
     pub step_ms: i64,
     pub timeout: Option<StdDuration>,
     pub lookback: Option<StdDuration>,
+    pub source: Source,
 }
 
 /// A value, what is to be said about it, and what it cost.
@@ -78,8 +81,10 @@ pub struct Stats {
     pub queue: StdDuration,
     pub prepare: StdDuration,
     pub eval: StdDuration,
-    /// Samples read.
+    /// Samples read, and aggregates of samples.
     pub samples: usize,
+    /// Series, selector by selector, that aggregates answered.
+    pub answered: Answered,
     /// Most samples and computed points held at one time, of about 16 bytes each.
     pub samples_peak: usize,
 }
@@ -128,7 +133,7 @@ impl Engine {
     pub async fn instant(&self, tenant: &TenantId, request: InstantRequest) -> Result<Output, QueryError> {
         let steps = Steps { start: request.time_ms, step: 1, count: 1 };
         let times = (request.time_ms, request.time_ms, 0);
-        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback).await
+        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback, request.source).await
     }
 
     /// A matrix of values at `start, start + step, ... <= end`.
@@ -145,9 +150,10 @@ impl Engine {
         }
         let steps = Steps { start: request.start_ms, step: request.step_ms, count };
         let times = (request.start_ms, request.end_ms, request.step_ms);
-        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback).await
+        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback, request.source).await
     }
 
+    #[allow(clippy::too_many_arguments)]
     async fn run(
         &self,
         tenant: &TenantId,
@@ -156,6 +162,7 @@ impl Engine {
         times: (i64, i64, i64),
         timeout: Option<StdDuration>,
         lookback: Option<StdDuration>,
+        source: Source,
     ) -> Result<Output, QueryError> {
         let timeout = timeout.map_or(self.limits.timeout, |t| t.min(self.limits.timeout));
         let begun = Instant::now();
@@ -165,7 +172,7 @@ impl Engine {
         let guard = cancel.clone().drop_guard();
         let out = tokio::time::timeout_at(
             deadline.into(),
-            self.run_until(tenant, query, steps, times, lookback, deadline, cancel),
+            self.run_until(tenant, query, steps, times, lookback, source, deadline, cancel),
         )
         .await;
         drop(guard);
@@ -180,6 +187,7 @@ impl Engine {
         steps: Steps,
         times: (i64, i64, i64),
         lookback: Option<StdDuration>,
+        source: Source,
         deadline: Instant,
         cancel: CancellationToken,
     ) -> Result<Output, QueryError> {
@@ -234,6 +242,7 @@ impl Engine {
             budget: fetch::SampleBudget::new(samples_max),
             samples: 0,
             samples_peak: 0,
+            answered: Answered::default(),
         };
         let mut data = vec![Vec::new(); needs.len()];
         for need in needs {
@@ -245,6 +254,10 @@ impl Engine {
                 data[id] = fetched.taken(found)?;
                 continue;
             }
+            if let Some(series) = fetched.aggregated(&evaluator, &need, steps, reading, source).await? {
+                evaluator.computed.lock().insert(id, series);
+                continue;
+            }
             match need.leaf.clone() {
                 Some(leaf) if need.to - need.from > PIECE_MS_MIN => {
                     let series = fetched.streamed(&evaluator, need, leaf, steps, reading).await?;
@@ -253,7 +266,7 @@ impl Engine {
                 _ => data[id] = fetched.whole(need, reading).await?,
             }
         }
-        let (samples, samples_peak) = (fetched.samples, fetched.samples_peak);
+        let (samples, samples_peak, answered) = (fetched.samples, fetched.samples_peak, fetched.answered);
         evaluator.data = data.into();
         // What is loaded and what is computed share one bound.
         let computed = samples_max.saturating_sub(evaluator.samples_left.load(Ordering::Relaxed));
@@ -274,6 +287,7 @@ impl Engine {
             prepare: started - prepared,
             eval: started.elapsed(),
             samples,
+            answered,
             samples_peak: samples_peak.max(held),
         };
         Ok(Output { value, annotations, stats })
@@ -287,14 +301,15 @@ const PIECE_MS_MIN: i64 = 2 * 3_600_000;
 const PIECE_SAMPLES: usize = 5_000_000;
 
 /// What a query has read so far, and what it may still.
-struct Fetched<'a> {
-    store: &'a Store,
-    tenant: &'a TenantId,
-    series_max: usize,
+pub(super) struct Fetched<'a> {
+    pub store: &'a Store,
+    pub tenant: &'a TenantId,
+    pub series_max: usize,
     samples_max: usize,
-    budget: fetch::SampleBudget,
-    samples: usize,
-    samples_peak: usize,
+    pub budget: fetch::SampleBudget,
+    pub samples: usize,
+    pub samples_peak: usize,
+    pub answered: Answered,
 }
 
 impl Fetched<'_> {
@@ -337,7 +352,38 @@ impl Fetched<'_> {
         if selected.is_empty() {
             return Ok(Vec::new());
         }
-        let mut streamed = Streamed::new(need.selector, leaf, steps, selected.len());
+        let streamed = Streamed::new(need.selector, leaf, steps, selected.len());
+        let streamed = self.in_pieces(evaluator, streamed, &selected, (from, to), reading).await?;
+        let eval = evaluator.clone();
+        tokio::task::spawn_blocking(move || streamed.finish(&eval, selected.labels().cloned()))
+            .await
+            .map_err(|e| QueryError::Internal(e.to_string()))?
+    }
+
+    /// The points of each selected series, and whether it has a float.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn streamed_points(
+        &mut self,
+        evaluator: &Evaluator,
+        selector: &Selector,
+        (from, to): (i64, i64),
+        leaf: Leaf,
+        steps: Steps,
+        reading: fetch::Reading,
+        selected: &Arc<fetch::Selected>,
+    ) -> Result<(Vec<Option<Vec<Point>>>, Vec<bool>), QueryError> {
+        let streamed = Streamed::new(selector.clone(), leaf, steps, selected.len());
+        Ok(self.in_pieces(evaluator, streamed, selected, (from, to), reading).await?.into_points())
+    }
+
+    async fn in_pieces(
+        &mut self,
+        evaluator: &Evaluator,
+        mut streamed: Streamed,
+        selected: &Arc<fetch::Selected>,
+        (from, to): (i64, i64),
+        reading: fetch::Reading,
+    ) -> Result<Streamed, QueryError> {
         let mut length = PIECE_MS_MIN;
         let mut start = from;
         // What is read and not yet evaluated, up to when, and its samples.
@@ -350,7 +396,7 @@ impl Fetched<'_> {
                 match end {
                     Some(end) => {
                         let times = (start, end);
-                        fetch::load(self.store, self.tenant, &selected, times, reading, &mut self.budget)
+                        fetch::load(self.store, self.tenant, selected, times, reading, &mut self.budget)
                             .await
                             .map(Some)
                     }
@@ -391,10 +437,7 @@ impl Fetched<'_> {
             }
         }
         self.budget.give_back(held);
-        let (eval, labels) = (evaluator.clone(), selected.clone());
-        tokio::task::spawn_blocking(move || streamed.finish(&eval, labels.labels().cloned()))
-            .await
-            .map_err(|e| QueryError::Internal(e.to_string()))?
+        Ok(streamed)
     }
 }
 
@@ -406,13 +449,13 @@ fn piece_end(start: i64, length: i64) -> i64 {
 }
 
 /// Samples that a selector needs.
-struct Need {
-    selector: Selector,
+pub(super) struct Need {
+    pub selector: Selector,
     /// Closed interval of sample times, ms.
-    from: i64,
-    to: i64,
+    pub from: i64,
+    pub to: i64,
     /// What is computed of them while they are read, where nothing else is.
-    leaf: Option<Leaf>,
+    pub leaf: Option<Leaf>,
 }
 
 impl Need {

@@ -5,6 +5,7 @@
 //! Invariants: windows are left-open; times are milliseconds; a tree is never higher than the parser's depth limit; what
 //! is parsed but cannot be evaluated is an error, never a wrong answer.
 
+mod aggregates;
 pub mod ast;
 mod check;
 mod engine;
@@ -19,6 +20,7 @@ mod stack;
 mod tree_json;
 pub mod value;
 
+pub use aggregates::{Answered, Source};
 pub use ast::Expr;
 pub use engine::{Engine, EngineOptions, InstantRequest, Output, RangeRequest};
 pub use features::Features;

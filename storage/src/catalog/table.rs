@@ -24,6 +24,7 @@ use super::{
     state::{self, Change, State, decode_path},
 };
 use crate::{
+    downsample::TAG_SAMPLE_HOURS,
     model::{
         Table, Timestamp,
         time::{NANOS_PER_DAY, NANOS_PER_HOUR, NANOS_PER_MILLI},
@@ -213,6 +214,8 @@ pub struct NewPart {
 pub enum Operation {
     Flush,
     Compact,
+    /// Aggregates of an hour of samples take the place of earlier ones.
+    Downsample,
     /// Whole parts behind retention.
     Expire,
     /// Rows deleted by predicate.
@@ -224,7 +227,7 @@ pub enum Operation {
 impl Operation {
     fn name(self) -> &'static str {
         match self {
-            Operation::Flush => "WRITE",
+            Operation::Flush | Operation::Downsample => "WRITE",
             Operation::Compact => "OPTIMIZE",
             Operation::Expire | Operation::Delete => "DELETE",
             Operation::Quarantine => "QUARANTINE",
@@ -543,7 +546,10 @@ impl TableCatalog {
         for part in kept {
             let mut add = Add { data_change: true, ..part.add.clone() };
             let order = part.order.saturating_add(shift);
-            add.tags.get_or_insert_default().insert(TAG_ORDER.to_owned(), Some(order.to_string()));
+            let tags = add.tags.get_or_insert_default();
+            tags.insert(TAG_ORDER.to_owned(), Some(order.to_string()));
+            // Orders of this table mean nothing in the copy.
+            tags.remove(TAG_SAMPLE_HOURS);
             all.push(Action::Add(add));
         }
         all.extend(fresh.iter().map(|p| Action::Add(add_of(self.options.table, p, 0, now, true))));

@@ -23,10 +23,11 @@ use super::merge::{MergeOptions, merge};
 use crate::{
     RowFilter, ScanError, ScanRequest, ScanStats, Selector,
     catalog::{NewPart, Operation, PartEntry},
+    downsample::Resolution,
     head::HeadRows,
     limits,
     model::{
-        Matcher, Table, TenantId, TimeRange,
+        Matcher, Table, TenantId, TimeRange, Timestamp,
         time::{MILLIS_PER_DAY, NANOS_PER_DAY},
     },
     part::PartError,
@@ -96,9 +97,17 @@ impl Inner {
             .columns(&[]);
         request.filter = delete.filter.clone();
         let selector = self.row_selector(&request)?;
-        let Some(state) = self.table(&delete.tenant, delete.table) else { return Ok(Receipt::default()) };
+        // Before the samples, so that what is left of them can be aggregated again.
+        let (_aggregates, mut receipt) = match delete.table {
+            Table::MetricSamples => {
+                let one = self.downsampling.lock();
+                (Some(one), self.delete_aggregates(delete)?)
+            }
+            _ => (None, Receipt::default()),
+        };
+        let Some(state) = self.table(&delete.tenant, delete.table) else { return Ok(receipt) };
         if matches!(&selector, RowSelector::Ids(ids) if ids.is_empty()) {
-            return Ok(Receipt::default());
+            return Ok(receipt);
         }
         self.flush_now(&state)?;
         let one = state.merge.lock();
@@ -110,10 +119,23 @@ impl Inner {
             .map(|p| Victim { entry: p.clone(), request: &request, selector: &selector })
             .collect();
         drop(parts);
-        let receipt = self.delete_from(&state, victims)?;
+        receipt += self.delete_from(&state, victims)?;
         drop(one);
         self.release_wal();
         self.run_purge();
+        Ok(receipt)
+    }
+
+    /// Aggregates that a sample to delete may be part of. They are made again of the samples that stay. The receipt counts
+    /// no rows: those are the samples.
+    fn delete_aggregates(&self, delete: &DeleteRequest) -> Result<Receipt, ScanError> {
+        let mut receipt = Receipt::default();
+        for resolution in Resolution::ALL {
+            let touched = delete.range.start().nanos().saturating_sub(resolution.nanos());
+            let range = TimeRange::new(Timestamp(touched), delete.range.end()).unwrap_or(delete.range);
+            let aggregates = DeleteRequest { table: resolution.table(), range, filter: None, ..delete.clone() };
+            receipt += Receipt { rows: 0, ..self.delete(&aggregates)? };
+        }
         Ok(receipt)
     }
 
@@ -225,7 +247,10 @@ impl Inner {
             Ok(merged.part)
         });
         let part = match (part, damage) {
-            (Ok(part), _) => part,
+            (Ok(mut part), _) => {
+                part.tags.extend(crate::downsample::tag_of(std::slice::from_ref(entry), Some(request.range)));
+                part
+            }
             (Err(_), Some(reason)) => return Err(ScanError::Corrupt { part: file, reason }),
             (Err(e), None) => return Err(e),
         };
@@ -305,7 +330,7 @@ impl Inner {
         let selector = RowSelector::Ids(candidates.iter().map(|(_, id)| *id).collect());
         let days: BTreeSet<i64> = candidates.iter().map(|(day, _)| *day).collect();
         let mut out = HashSet::new();
-        for table in POINTS {
+        for table in POINTS.into_iter().chain(Resolution::ALL.map(Resolution::table)) {
             let Some(state) = self.table(tenant, table) else { continue };
             let request = ScanRequest::new(tenant.clone(), table, TimeRange::ALL).columns(&["series_id"]);
             let columns = select::needed_columns(&request, &selector, true)?;

@@ -73,7 +73,9 @@ pub fn merge<W: Write + Send>(
     match table {
         Table::Logs => run(inputs, table, options, Plain(writer)),
         Table::MetricExemplars => run(inputs, table, options, UniqueExemplars::new(writer)),
-        Table::MetricSamples | Table::MetricHistograms => run(inputs, table, options, UniquePoints::new(writer)),
+        Table::MetricSamples | Table::MetricHistograms | Table::MetricSamples5m | Table::MetricSamples1h => {
+            run(inputs, table, options, UniquePoints::new(writer))
+        }
         Table::MetricSeries => run(inputs, table, options, SeriesRows::new(writer)),
         Table::Spans => run(inputs, table, options, Traces::new(writer)),
     }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     ScanError, ScanRequest, ScanStats,
     catalog::{Bucket, Commit, NewPart, Operation, PartEntry},
+    downsample::Resolution,
     head::flush::{FlushLimits, due, held_for_little},
     limits,
     model::{
@@ -52,6 +53,11 @@ pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     workers.push(std::thread::Builder::new().name("store-flush".into()).spawn(move || run_flusher(&flusher))?);
     let compactor = inner.clone();
     workers.push(std::thread::Builder::new().name("store-compact".into()).spawn(move || run_compactor(&compactor))?);
+    if !inner.config.downsample.rules.is_empty() {
+        let aggregator = inner.clone();
+        let name = "store-downsample".to_owned();
+        workers.push(std::thread::Builder::new().name(name).spawn(move || crate::downsample::run(&aggregator))?);
+    }
     if inner.far.is_some() {
         let owner = inner.clone();
         workers.push(std::thread::Builder::new().name("store-lease".into()).spawn(move || run_lease(&owner))?);
@@ -363,7 +369,13 @@ impl Inner {
             Ok(merged.part)
         });
         let add = match (add, damage) {
-            (Ok(add), _) => add,
+            (Ok(mut add), _) => {
+                add.tags.extend(crate::downsample::tag_of(&job.inputs, None));
+                if state.table == Table::MetricSamples && !self.config.downsample.rules.is_empty() {
+                    add.tags.push(crate::downsample::tag_of_samples(&job.inputs));
+                }
+                add
+            }
             (Err(e), None) => return Err(e),
             (Err(e), Some(_)) => {
                 // Which one it is shows when each is read alone.
@@ -426,7 +438,7 @@ impl Inner {
     }
 
     /// Takes a damaged part out of its table, so that the others can be merged.
-    pub(super) fn set_aside(
+    pub(crate) fn set_aside(
         &self,
         state: &TableState,
         entry: &Arc<PartEntry>,
@@ -445,7 +457,7 @@ impl Inner {
     }
 
     /// One commit that adds and removes parts, and the same in the live list.
-    pub(super) fn replace_parts(
+    pub(crate) fn replace_parts(
         &self,
         state: &TableState,
         adds: Vec<NewPart>,
@@ -484,9 +496,15 @@ impl Inner {
     /// Removes parts that are wholly past the retention of their table.
     fn apply_retention(&self, state: &TableState) -> Result<(), ScanError> {
         let now = self.env.clock.now();
-        let Some(horizon) = retention::horizon(&self.config.retention, &state.tenant, state.table, now) else {
-            return Ok(());
-        };
+        // A series stays as long as anything of it: aggregates may outlive its samples.
+        let outlived_by = Resolution::ALL.map(Resolution::table).into_iter();
+        let outlived_by =
+            outlived_by.filter(|t| state.table == Table::MetricSeries && self.table(&state.tenant, *t).is_some());
+        let horizons: Option<Vec<Timestamp>> = std::iter::once(state.table)
+            .chain(outlived_by)
+            .map(|table| retention::horizon(&self.config.retention, &state.tenant, table, now))
+            .collect();
+        let Some(horizon) = horizons.and_then(|all| all.into_iter().min()) else { return Ok(()) };
         let _one = state.merge.lock();
         self.reload_table(state)?;
         let parts = state.data.read().parts.clone();

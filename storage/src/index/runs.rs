@@ -87,10 +87,8 @@ pub struct RunsBuilder {
 pub(crate) fn columns(table: Table) -> &'static [&'static str] {
     match table {
         Table::Logs => &["ts", "stream_labels", "stream_id", "template_id"],
-        Table::MetricSamples | Table::MetricHistograms | Table::MetricExemplars | Table::MetricSeries => {
-            &["series_id"]
-        }
         Table::Spans => &["trace_id", "parent_span_id", "ts", "duration_ns", "name", "service_name", "status_code"],
+        _ => &["series_id"],
     }
 }
 

@@ -19,16 +19,22 @@ pub enum Table {
     MetricHistograms,
     MetricExemplars,
     Spans,
+    /// Aggregates of samples over five minutes; see [`crate::downsample`].
+    MetricSamples5m,
+    /// The same over an hour.
+    MetricSamples1h,
 }
 
 impl Table {
-    pub const ALL: [Table; 6] = [
+    pub const ALL: [Table; 8] = [
         Table::Logs,
         Table::MetricSeries,
         Table::MetricSamples,
         Table::MetricHistograms,
         Table::MetricExemplars,
         Table::Spans,
+        Table::MetricSamples5m,
+        Table::MetricSamples1h,
     ];
 
     /// Folder name and SQL name.
@@ -40,6 +46,8 @@ impl Table {
             Table::MetricHistograms => "metric_histograms",
             Table::MetricExemplars => "metric_exemplars",
             Table::Spans => "spans",
+            Table::MetricSamples5m => "metric_samples_5m",
+            Table::MetricSamples1h => "metric_samples_1h",
         }
     }
 
@@ -56,6 +64,8 @@ impl Table {
             Table::MetricHistograms => 4,
             Table::MetricExemplars => 5,
             Table::Spans => 6,
+            Table::MetricSamples5m => 7,
+            Table::MetricSamples1h => 8,
         }
     }
 
@@ -171,6 +181,24 @@ fn input_fields(table: Table) -> Vec<Field> {
             // Start of a cumulative or delta series, where the sender gave it.
             optional("start_ms", Int64),
             required("value", Float64),
+        ],
+        Table::MetricSamples5m | Table::MetricSamples1h => vec![
+            required("series_id", Int64),
+            // Start of the bucket: it holds samples behind it, up to and with its end.
+            required("ts_ms", Int64),
+            // Samples, stale markers not counted. Where it is 0 there were only those, and values are NaN (`sum` 0).
+            required("count", Int64),
+            required("sum", Float64),
+            required("min", Float64),
+            required("max", Float64),
+            required("first_ms", Int64),
+            required("first", Float64),
+            required("last_ms", Int64),
+            required("last", Float64),
+            // What resets of a counter took away: its increase from the first to the last sample is last - first + lost.
+            required("lost", Float64),
+            // Time of the newest sample, where that is a stale marker.
+            optional("stale_ms", Int64),
         ],
         Table::MetricHistograms => vec![
             required("series_id", Int64),

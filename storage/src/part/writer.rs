@@ -108,7 +108,8 @@ pub struct PartWriter<W: Write + Send> {
 
 impl<W: Write + Send> PartWriter<W> {
     pub fn new(table: Table, options: &WriteOptions, out: W) -> Result<Self, PartError> {
-        let zstd = options.zstd.unwrap_or(if table == Table::MetricSamples { 3 } else { 1 });
+        let dense = table == Table::MetricSamples || crate::downsample::Resolution::of_table(table).is_some();
+        let zstd = options.zstd.unwrap_or(if dense { 3 } else { 1 });
         let properties = properties(table, options, zstd)?;
         let schema = encode::with_promoted(table, &options.promoted);
         let arrow = ArrowWriterOptions::new().with_properties(properties.clone()).with_skip_arrow_metadata(true);
@@ -328,6 +329,9 @@ fn column_properties(
             p.set_column_bloom_filter_enabled(column(), true)
                 .set_column_bloom_filter_fpp(column(), BLOOM_FALSE_POSITIVES)
                 .set_column_bloom_filter_max_ndv(column(), options.row_group_rows as u64)
+        }
+        (Table::MetricSamples5m | Table::MetricSamples1h, "sum" | "min" | "max" | "first" | "last" | "lost") => {
+            plain(p, Encoding::BYTE_STREAM_SPLIT)
         }
         (_, "span_id" | "parent_span_id" | "value_f" | "value" | "sum") => plain(p, Encoding::PLAIN),
         (_, "duration_ns" | "nested_left" | "nested_right" | "nested_parent") => {

@@ -12,7 +12,7 @@ use crate::{
         params::{Params, invalid},
     },
     limits::POINTS_PER_SERIES_MAX,
-    promql::{InstantRequest, Output, RangeRequest, Value},
+    promql::{InstantRequest, Output, RangeRequest, Source, Value},
 };
 
 pub(super) fn now_ms() -> i64 {
@@ -28,6 +28,21 @@ fn positive(params: &Params, name: &str) -> Result<Option<Duration>, QueryError>
     }
 }
 
+/// `max_source_resolution`: `auto`, `raw` or the longest bucket of aggregates that may answer.
+fn source(params: &Params) -> Result<Source, QueryError> {
+    const NAME: &str = "max_source_resolution";
+    match params.get(NAME) {
+        None | Some("") => Ok(Source::Configured),
+        Some("auto") => Ok(Source::Auto),
+        Some("raw") => Ok(Source::Raw),
+        Some(text) => match params.duration(NAME)? {
+            Some(0) => Ok(Source::Raw),
+            Some(ms) if ms > 0 => Ok(Source::AtMost(ms)),
+            _ => Err(invalid(NAME, &format!("{text:?}: expected auto, raw or a duration such as 5m or 1h"))),
+        },
+    }
+}
+
 pub(super) async fn instant(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
     let time_ms = params.time("time")?.unwrap_or_else(now_ms);
@@ -36,6 +51,7 @@ pub(super) async fn instant(api: Api, request: Request) -> Answer {
         time_ms: bounded("time", time_ms)?,
         timeout: positive(&params, "timeout")?,
         lookback: positive(&params, "lookback_delta")?,
+        source: source(&params)?,
     };
     let limit = params.limit()?;
     let begun = Instant::now();
@@ -73,6 +89,7 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
         step_ms,
         timeout: positive(&params, "timeout")?,
         lookback: positive(&params, "lookback_delta")?,
+        source: source(&params)?,
     };
     let limit = params.limit()?;
     let begun = Instant::now();
@@ -132,11 +149,13 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: 
         encode::write_value(&mut data, &output.value);
         if stats != Stats::None {
             let s = output.stats;
+            let [five_minutes, hour] = s.answered;
             let (eval, prepare, queue) = (s.eval.as_secs_f64(), s.prepare.as_secs_f64(), s.queue.as_secs_f64());
             data.push_str(&format!(
                 ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{},\"resultSortTime\":0,\"queryPreparationTime\":{prepare},\
                  \"innerEvalTime\":{eval},\"execQueueTime\":{queue},\"execTotalTime\":{}}},\
-                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{n}}}}}",
+                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{n}}},\
+                 \"aggregates\":{{\"5m\":{five_minutes},\"1h\":{hour}}}}}",
                 eval + prepare,
                 begun.elapsed().as_secs_f64(),
                 n = s.samples,

@@ -4,6 +4,7 @@
 //! windows, so the samples of a selector are walked once. Not here: fetching (`engine`), types (`check`).
 
 mod aggregate;
+mod aggregated;
 mod binary;
 mod call;
 mod classic;
@@ -19,6 +20,7 @@ mod rate;
 mod selector;
 mod streamed;
 
+pub(super) use aggregated::{Seen, answers, named, points as bucket_points};
 pub(super) use info::name_matchers;
 pub(super) use streamed::{Leaf, Streamed};
 

@@ -160,7 +160,7 @@ pub(super) fn over_floats(ts: &[i64], values: &[f64], windows: &[(i64, i64)], ki
 /// What the increase between the first and the last sample is multiplied with. `counted`: first value and increase
 /// of a counter, which cannot have been below zero at the window's start. `zero`: when it is known to have been zero,
 /// which takes the place of a guess at the left.
-fn factor(
+pub(super) fn factor(
     w: &Window<'_>,
     kind: Kind,
     (first, last): (i64, i64),

@@ -145,4 +145,9 @@ impl Streamed {
         }
         eval.named(named.into_iter(), keep_name)
     }
+
+    /// Points of all selected series up to the last step that has any, and which of them have a float.
+    pub fn into_points(self) -> (Vec<Option<Vec<Point>>>, Vec<bool>) {
+        (self.points, self.floats)
+    }
 }
