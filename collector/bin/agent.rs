@@ -39,6 +39,7 @@ use crate::{
     cli::AgentArgs,
     config::{Config, DEFAULT_DATA_DIR},
     own_routes,
+    reload::Reloadable,
 };
 
 /// The sink that `--to` makes.
@@ -57,6 +58,7 @@ pub struct Agent {
     own: Arc<Own>,
     listeners: JoinSet<()>,
     stop_listening: CancellationToken,
+    reloadable: Arc<Reloadable>,
     pub banner: Vec<String>,
     _dir: DataDir,
 }
@@ -129,7 +131,12 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
     let push = app::push_config(&config, memory);
     let (push_metrics, elastic_version) = (push.metrics.clone(), push.elastic_version.clone());
     let syslogs = config.syslog_counters();
-    let scrapers: Vec<_> = config.scrapers().into_iter().map(|(n, p)| (n, p.counters.clone())).collect();
+    let pools = config.scrapers();
+    let scrapers: Vec<_> = pools.iter().map(|(n, p)| (n.clone(), p.counters.clone())).collect();
+    if !config.rules.sources.is_empty() {
+        tracing::warn!("an agent evaluates no rules: the server it ships to does");
+    }
+    let reloadable = Arc::new(Reloadable::new(config.args.clone(), config.fixed.clone(), pools, None));
     let (mut builder, mut found) = app::plan_pipeline(config, memory).await?;
     let to = match sink {
         None => "the sinks of the configuration".to_owned(),
@@ -172,13 +179,17 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
     found.push(format!("queues in {}", dir.path().display()));
     let mut banner = vec![format!("sightline agent {} at http://{http_addr}", env!("CARGO_PKG_VERSION"))];
     banner.extend(found.into_iter().map(|line| format!("  {line}")));
-    Ok(Agent { queue, running, own, listeners, stop_listening, banner, _dir: dir })
+    Ok(Agent { queue, running, own, listeners, stop_listening, reloadable, banner, _dir: dir })
 }
 
 impl Agent {
     /// Resolves when a part of the process has failed that it cannot work without.
     pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
         self.running.failed()
+    }
+
+    pub fn reloadable(&self) -> Arc<Reloadable> {
+        self.reloadable.clone()
     }
 
     /// Stop order: not ready, listeners, pipeline, queue. What was not delivered goes after the next start.

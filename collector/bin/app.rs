@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -15,19 +16,22 @@ use collector::{
 };
 use pipeline::{PipelineBuilder, Running, Signals};
 use query::{
+    http::rules::Reload,
     promql::{Engine, EngineOptions},
     rules::{
-        notify::{Desk, NotifySettings},
+        notify::{Desk, NotifySettings, plan::Plan},
         ruler,
     },
 };
 use storage::{OpenError, Store};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alert_targets,
     config::{self, Config, SourceConfig},
     own_routes::{self, Own},
+    reload::{self, Reloadable},
     telemetry::{Recording, Telemetry},
 };
 
@@ -67,6 +71,9 @@ pub struct App {
     own: Arc<Own>,
     recording: Option<Recording>,
     rules: ruler::Running,
+    /// Looks for Alertmanagers.
+    told_by: JoinSet<()>,
+    reloadable: Arc<dyn Reload>,
     listeners: JoinSet<&'static str>,
     stop_listening: CancellationToken,
     /// All routes of the HTTP API, for the test that asks each of them.
@@ -118,7 +125,15 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         ..query::QueryConfig::default()
     };
     let syslogs = config.syslog_counters();
-    let rules = std::mem::take(&mut config.rules);
+    let mut rules = std::mem::take(&mut config.rules);
+    let (told, mut rules) = tokio::task::spawn_blocking(move || {
+        let told = alert_targets::prepare(&mut rules);
+        (told, rules)
+    })
+    .await
+    .map_err(|e| StartError::Config(e.to_string()))?;
+    let (targets, told) = watch::channel(Arc::new(told.map_err(StartError::Config)?));
+    let (args, fixed) = (config.args.clone(), std::mem::take(&mut config.fixed));
     let scrapers = config.scrapers();
     let scrape_counters: Vec<_> = scrapers.iter().map(|(n, p)| (n.clone(), p.counters.clone())).collect();
     let (builder, found) = plan_pipeline(config, memory).await?;
@@ -127,8 +142,15 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let registry = running.registry();
     let url = format!("http://{http_addr}");
     let telemetry_lines = telemetry.as_ref().map(Telemetry::render);
-    let (rules, rules_running) = start_rules(rules, &url, &dir, &queries.limits, &store).await?;
+    let state_dir = dir.join("rules");
+    let desk = open_desk(rules.plan.take(), &rules, &url, &state_dir).await?;
+    let (rules, rules_running) = start_rules(&rules, desk.clone(), &url, &state_dir, &queries.limits, &store).await?;
     queries.ruler = Some(rules.clone());
+    let mut told_by = JoinSet::new();
+    told_by.spawn(alert_targets::keep(rules.clone(), told));
+    let at_work = reload::Rules { ruler: rules.clone(), desk, targets, url: url.clone(), state_dir };
+    let reloadable: Arc<dyn Reload> = Arc::new(Reloadable::new(args, fixed, scrapers, Some(at_work)));
+    queries.reloader = query::http::rules::Reloader(Some(reloadable.clone()));
     let own = Arc::new(Own {
         store: store.clone(),
         ready: AtomicBool::new(false),
@@ -215,6 +237,8 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
         own,
         recording,
         rules: rules_running,
+        told_by,
+        reloadable,
         listeners,
         stop_listening,
         #[cfg(test)]
@@ -225,34 +249,50 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     })
 }
 
+/// What takes silences and tells receivers, where the configuration has some.
+async fn open_desk(
+    plan: Option<Plan>,
+    rules: &config::rules::Checked,
+    url: &str,
+    state_dir: &Path,
+) -> Result<Option<Desk>, StartError> {
+    let Some(plan) = plan else { return Ok(None) };
+    let url = ruler_settings(rules, url, state_dir).external_url;
+    let (clock, file) = (Arc::new(storage::vfs::SystemClock::new()), state_dir.join("told.json"));
+    let open = tokio::task::spawn_blocking(move || Desk::open(plan, clock, url, file)).await;
+    open.map(Some).map_err(|e| StartError::Config(format!("notifications cannot begin: {e}")))
+}
+
+/// Without the desk: it is opened once.
+pub fn ruler_settings(rules: &config::rules::Checked, url: &str, state_dir: &Path) -> ruler::RulerSettings {
+    ruler::RulerSettings {
+        sources: rules.sources.clone(),
+        interval: rules.interval,
+        external_labels: rules.external_labels.clone(),
+        external_url: rules.external_url.clone().unwrap_or_else(|| url.to_owned()),
+        state_dir: state_dir.to_owned(),
+        notify: NotifySettings {
+            resend_delay: rules.resend_delay,
+            alertmanagers: rules.alertmanagers.clone(),
+            desk: None,
+        },
+    }
+}
+
 /// Begins the rules that the configuration names, if any.
 async fn start_rules(
-    rules: config::rules::Checked,
+    rules: &config::rules::Checked,
+    desk: Option<Desk>,
     url: &str,
-    dir: &std::path::Path,
+    state_dir: &Path,
     limits: &query::limits::Limits,
     store: &Store,
 ) -> Result<(ruler::Ruler, ruler::Running), StartError> {
-    let clock = Arc::new(storage::vfs::SystemClock::new());
-    let external_url = rules.external_url.unwrap_or_else(|| url.to_owned());
-    let desk = match rules.plan {
-        Some(plan) => {
-            let (clock, url, file) = (clock.clone(), external_url.clone(), dir.join("rules").join("told.json"));
-            let open = tokio::task::spawn_blocking(move || Desk::open(plan, clock, url, file)).await;
-            Some(open.map_err(|e| StartError::Config(format!("notifications cannot begin: {e}")))?)
-        }
-        None => None,
-    };
-    let settings = ruler::RulerSettings {
-        sources: rules.sources,
-        interval: rules.interval,
-        external_labels: rules.external_labels,
-        external_url,
-        state_dir: dir.join("rules"),
-        notify: NotifySettings { resend_delay: rules.resend_delay, alertmanagers: rules.alertmanagers, desk },
-    };
+    let mut settings = ruler_settings(rules, url, state_dir);
+    settings.notify.desk = desk;
     // Apart from people's queries: neither waits for the other.
     let engine = Engine::new(store.clone(), limits.clone(), EngineOptions::default());
+    let clock = Arc::new(storage::vfs::SystemClock::new());
     let started = ruler::Ruler::start(settings, engine, store.clone(), clock, config::rules::discover()).await;
     started.map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -339,6 +379,10 @@ impl App {
         self.running.failed()
     }
 
+    pub fn reloadable(&self) -> Arc<dyn Reload> {
+        self.reloadable.clone()
+    }
+
     /// Stop order: not ready, pipeline drains, listeners close, the store flushes. Whoever is late is named.
     pub async fn stop(mut self) -> bool {
         let began = Instant::now();
@@ -356,6 +400,7 @@ impl App {
             tracing::warn!("listeners had requests in flight when the deadline came");
         }
         let report = self.running.stop(DRAIN).await;
+        self.told_by.shutdown().await;
         if !self.rules.stop(DRAIN).await {
             tracing::warn!("rules did not end before the deadline");
         }

@@ -52,12 +52,12 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct ServeArgs {
     /// YAML configuration file
     #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Scrape what a Prometheus configuration file names
+    /// Scrape what a Prometheus configuration file names, evaluate its rule files, tell its Alertmanagers
     #[arg(long, env = "SIGHTLINE_PROMETHEUS_CONFIG", value_name = "FILE")]
     pub prometheus_config: Option<PathBuf>,
     /// Where everything is stored [default: ./sightline-data]

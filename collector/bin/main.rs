@@ -47,6 +47,7 @@
 //! [`agent`].
 
 mod agent;
+mod alert_targets;
 mod app;
 mod ask;
 mod backup;
@@ -54,6 +55,7 @@ mod cli;
 mod config;
 mod generate;
 mod own_routes;
+mod reload;
 mod rules;
 mod scrape_targets;
 mod telemetry;
@@ -61,11 +63,12 @@ mod telemetry;
 mod tenancy;
 mod transfer;
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{CommandFactory as _, Parser as _};
 use cli::{AgentArgs, Cli, Command, ServeArgs};
 use config::{Config, ConfigError};
+use query::http::rules::Reload;
 use telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -161,6 +164,7 @@ fn agent(mut args: AgentArgs) -> ExitCode {
 /// Something that runs until it is told to stop.
 trait Process {
     fn banner(&self) -> &[String];
+    fn reloadable(&self) -> Arc<dyn Reload>;
     fn failed(&self) -> impl Future<Output = String> + Send + 'static;
     fn stop(self) -> impl Future<Output = bool>;
 }
@@ -168,6 +172,10 @@ trait Process {
 impl Process for app::App {
     fn banner(&self) -> &[String] {
         &self.banner
+    }
+
+    fn reloadable(&self) -> Arc<dyn Reload> {
+        self.reloadable()
     }
 
     fn failed(&self) -> impl Future<Output = String> + Send + 'static {
@@ -182,6 +190,10 @@ impl Process for app::App {
 impl Process for agent::Agent {
     fn banner(&self) -> &[String] {
         &self.banner
+    }
+
+    fn reloadable(&self) -> Arc<dyn Reload> {
+        self.reloadable()
     }
 
     fn failed(&self) -> impl Future<Output = String> + Send + 'static {
@@ -237,8 +249,8 @@ async fn run<P: Process>(
     begin: impl AsyncFnOnce(Config, Option<Telemetry>) -> Result<P, app::StartError>,
 ) -> ExitCode {
     // Before anything is started: a signal that comes early must still end it cleanly.
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = kinds.map(signal) else {
         eprintln!("error: cannot listen for signals");
         return ExitCode::FAILURE;
     };
@@ -252,15 +264,25 @@ async fn run<P: Process>(
     for line in app.banner() {
         println!("{line}");
     }
-    let failed = app.failed();
-    let clean = tokio::select! {
-        _ = interrupt.recv() => true,
-        _ = terminate.recv() => true,
-        reason = failed => {
-            eprintln!("error: {reason}");
-            false
+    let mut failed = std::pin::pin!(app.failed());
+    let mut reloads = tokio::task::JoinSet::new();
+    let clean = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break true,
+            _ = terminate.recv() => break true,
+            Some(()) = hangup.recv() => {
+                let reloadable = app.reloadable();
+                // What came of it is in the log.
+                reloads.spawn(async move { drop(reloadable.reload().await) });
+            }
+            Some(_) = reloads.join_next(), if !reloads.is_empty() => {}
+            reason = &mut failed => {
+                eprintln!("error: {reason}");
+                break false;
+            }
         }
     };
+    reloads.shutdown().await;
     let stopped = tokio::select! {
         stopped = app.stop() => stopped,
         // A second Ctrl-C does not wait: the write-ahead log keeps what was acknowledged.

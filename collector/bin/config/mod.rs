@@ -164,6 +164,10 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     /// The file as it may be shown: without secrets.
     pub shown: String,
+    /// What it was read by, to be read again.
+    pub args: ServeArgs,
+    /// What of the file takes effect at a start only.
+    pub fixed: serde_json::Value,
     pub collect: bool,
     pub log_level: String,
     pub features: Features,
@@ -198,6 +202,14 @@ impl Config {
             if let SourceConfig::Syslog(c) = source {
                 c.tenants = tenants.clone();
             }
+        }
+    }
+
+    /// What a scraping source scrapes.
+    pub fn scraped(&self, name: &str) -> Option<&[Arc<prometheus::job::Job>]> {
+        match self.sources.get(name)? {
+            SourceConfig::PrometheusScrape(c) => Some(&c.jobs),
+            _ => None,
         }
     }
 
@@ -359,10 +371,10 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         found.push(at("elasticsearch.version", message));
     }
     problems.append(&mut found);
-    let rules = rules::check(document, &file.rules, &file.alerting, base, problems);
+    let mut rules = rules::check(document, &file.rules, &file.alerting, base, problems);
     let mut sources = components(document, "sources", &file.sources, problems);
     let mut warnings = Vec::new();
-    scrape::read_sources(document, args, &mut sources, problems, &mut warnings);
+    scrape::read_sources(document, args, &mut sources, &mut rules, problems, &mut warnings);
     let pipeline = PipelineConfig {
         transforms: components(document, "transforms", &file.transforms, problems),
         sinks: components(document, "sinks", &file.sinks, problems),
@@ -413,6 +425,8 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         otlp_http: addr(args.otlp_http, file.otlp_http, 4318),
         allowed_origins: file.allowed_origins,
         shown: shown::without_secrets(&document.value),
+        args: args.clone(),
+        fixed: crate::reload::fixed(&document.value),
         collect: !args.no_collect.or(file.no_collect).unwrap_or(false),
         log_level,
         features,

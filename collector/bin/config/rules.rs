@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use collector::file_tail::discover;
+use collector::{file_tail::discover, prometheus};
 use query::rules::{
     notify::{
         Alertmanager, Credentials, Secret,
@@ -74,7 +74,7 @@ struct TargetOf {
 }
 
 /// The sections, checked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Checked {
     pub sources: Vec<RuleSource>,
     pub interval: Duration,
@@ -82,7 +82,63 @@ pub struct Checked {
     pub external_url: Option<String>,
     pub resend_delay: Duration,
     pub alertmanagers: Vec<Alertmanager>,
+    /// Of Prometheus files.
+    pub alerting: Vec<prometheus::alertmanagers::Alerting>,
     pub plan: Option<Plan>,
+}
+
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checked").field("sources", &self.sources).finish_non_exhaustive()
+    }
+}
+
+/// What a Prometheus file says of rules and alerts.
+pub struct OfPrometheus {
+    pub source: RuleSource,
+    pub external_labels: BTreeMap<String, String>,
+    pub alerting: prometheus::alertmanagers::Alerting,
+}
+
+impl OfPrometheus {
+    /// Reads the rule files of a checked file, too: every fault of them as `file:line:column: rule: reason`.
+    pub fn read(
+        file: &prometheus::config::File,
+        folder: &Path,
+        alerting: prometheus::alertmanagers::Alerting,
+    ) -> Result<Self, Vec<String>> {
+        let span = |s: Option<prometheus::config::Span>| s.map(|s| s.0).filter(|d| !d.is_zero());
+        let source = RuleSource {
+            tenant: TenantId::default(),
+            files: file.rule_files.iter().map(|f| folder.join(f).to_string_lossy().into_owned()).collect(),
+            interval: span(file.global.evaluation_interval),
+            query_offset: span(file.global.rule_query_offset).unwrap_or_default(),
+        };
+        if let Err(errors) = ruler::load(std::slice::from_ref(&source), &discover()) {
+            return Err(errors.iter().flat_map(|e| lines(&e.to_string())).collect());
+        }
+        let external_labels = file.global.external_labels.iter().map(|(n, v)| (n.clone(), v.0.clone())).collect();
+        Ok(OfPrometheus { source, external_labels, alerting })
+    }
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+impl Checked {
+    /// Adds what a Prometheus file says, for a tenant. Our own labels stay.
+    pub fn adopt(&mut self, tenant: TenantId, of: OfPrometheus) {
+        if !of.source.files.is_empty() {
+            self.sources.push(RuleSource { tenant, ..of.source });
+        }
+        for (name, value) in of.external_labels {
+            if self.external_labels.get(&name).is_none() {
+                self.external_labels.set(&name, value);
+            }
+        }
+        self.alerting.push(of.alerting);
+    }
 }
 
 /// The files of a pattern.
@@ -110,11 +166,9 @@ pub fn check(
         };
         match tenant {
             Ok(tenant) => {
-                let source = RuleSource { tenant, files };
+                let source = RuleSource { tenant, files, ..RuleSource::default() };
                 if let Err(errors) = ruler::load(std::slice::from_ref(&source), &discover()) {
-                    for line in
-                        errors.iter().flat_map(|e| e.to_string().lines().map(str::to_owned).collect::<Vec<_>>())
-                    {
+                    for line in errors.iter().flat_map(|e| lines(&e.to_string())) {
                         problem(format!("rules[{i}]"), line);
                     }
                 }
@@ -200,7 +254,8 @@ fn alertmanager(target: &Target, base: &Path) -> Result<Alertmanager, String> {
         (None, None, Some(token)) => Credentials::Bearer(token),
         _ => return Err("expected username and password, or a bearer token".into()),
     };
-    Ok(Alertmanager { url, timeout: of.timeout.map_or(Duration::from_secs(10), |s| s.0), credentials })
+    let timeout = of.timeout.map_or(Duration::from_secs(10), |s| s.0);
+    Ok(Alertmanager { url, timeout, credentials, via: None, relabel: None })
 }
 
 /// The folder that paths of a configuration are relative to.

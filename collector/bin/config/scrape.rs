@@ -13,10 +13,13 @@ use collector::prometheus::{
 };
 use serde_json::{Map, Value};
 
+use storage::model::TenantId;
+
 use super::{
     SourceConfig,
     check::{self, Problem},
     lines,
+    rules::{self, OfPrometheus},
     yaml::Document,
 };
 use crate::cli::ServeArgs;
@@ -30,6 +33,7 @@ const FILES_MAX: usize = 1000;
 /// A file that can be used.
 pub struct Read {
     pub jobs: Vec<Arc<Job>>,
+    pub rules: OfPrometheus,
     /// As `file:line:column: path: message`.
     pub warnings: Vec<String>,
 }
@@ -72,11 +76,12 @@ pub fn read_document(document: &Document, name: &str, folder: &Path) -> Result<R
         return Err(lines(name, errors));
     }
     let unsupported = checked.unsupported.into_iter().map(|f| of_finding(document, "", f)).collect();
-    let mut read = Read { jobs: checked.jobs, warnings: lines(name, unsupported) };
+    let rules = OfPrometheus::read(&file, folder, checked.alerting)?;
+    let mut read = Read { jobs: checked.jobs, rules, warnings: lines(name, unsupported) };
     let mut names: BTreeSet<String> = read.jobs.iter().map(|j| j.name.clone()).collect();
-    for other in further {
-        read.warnings.extend(other.warnings);
-        for job in other.jobs {
+    for (jobs, warnings) in further {
+        read.warnings.extend(warnings);
+        for job in jobs {
             if !names.insert(job.name.clone()) {
                 return Err(vec![format!("{name}: there is another scrape configuration named {:?}", job.name)]);
             }
@@ -86,8 +91,11 @@ pub fn read_document(document: &Document, name: &str, folder: &Path) -> Result<R
     Ok(read)
 }
 
+/// Jobs of another file, and its warnings.
+type Further = (Vec<Arc<Job>>, Vec<String>);
+
 /// The files of a pattern, each with `scrape_configs` only, under the first file's defaults.
-fn more(file: &File, pattern: &Path) -> Result<Vec<Read>, Vec<String>> {
+fn more(file: &File, pattern: &Path) -> Result<Vec<Further>, Vec<String>> {
     let found = collector::prometheus::files_of(&pattern.to_string_lossy());
     if found.len() > FILES_MAX {
         return Err(vec![format!("{} names more than {FILES_MAX} files", pattern.display())]);
@@ -107,7 +115,7 @@ fn more(file: &File, pattern: &Path) -> Result<Vec<Read>, Vec<String>> {
         if !checked.errors.is_empty() {
             return Err(at(checked.errors));
         }
-        out.push(Read { jobs: checked.jobs, warnings: at(checked.unsupported) });
+        out.push((checked.jobs, at(checked.unsupported)));
     }
     Ok(out)
 }
@@ -127,6 +135,7 @@ pub fn read_sources(
     document: &Document,
     args: &ServeArgs,
     sources: &mut BTreeMap<String, SourceConfig>,
+    rules: &mut rules::Checked,
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<String>,
 ) {
@@ -151,6 +160,9 @@ pub fn read_sources(
                 match read_file(&path) {
                     Ok(read) => {
                         config.jobs = read.jobs;
+                        // A bad name is told by the source.
+                        let tenant = config.tenant.as_deref().and_then(|t| TenantId::parse(t).ok());
+                        rules.adopt(tenant.unwrap_or_default(), read.rules);
                         warnings.extend(read.warnings);
                     }
                     Err(found) if is_flag => problems.extend(found.into_iter().map(flagged)),
@@ -210,23 +222,33 @@ mod tests {
 
     #[test]
     fn a_prometheus_file_is_checked_as_it_is_and_what_is_left_out_is_named() {
-        let text = "global:\n  scrape_interval: 15s\n  external_labels: {dc: eu}\nrule_files:\n  - rules.yml\nalerting:\n  alertmanagers: []\n\
+        let text = "global:\n  scrape_interval: 15s\n  external_labels: {dc: eu}\nalerting:\n  alertmanagers: [{consul_sd_configs: []}]\n\
                     scrape_configs:\n  - job_name: node\n    static_configs:\n      - targets: ['localhost:9100', \"b:1\"]\n    consul_sd_configs:\n      - server: x\n    \
                     tls_config:\n      ca_ref: y\nremote_write:\n  - url: http://x\nscrape_config_files:\n";
         let warnings = check(text, "prometheus.yml").unwrap();
-        assert_eq!(warnings.len(), 5, "{warnings:#?}");
+        assert_eq!(warnings.len(), 4, "{warnings:#?}");
+        let consul = "prometheus.yml:5:20: alerting.alertmanagers[0].consul_sd_configs: `consul_sd_configs` is not supported: these";
+        assert!(warnings[0].starts_with(consul), "{warnings:#?}");
+        let consul = "prometheus.yml:10:5: scrape_configs[0].consul_sd_configs: `consul_sd_configs` is not supported: its targets";
+        assert!(warnings[1].starts_with(consul), "{warnings:#?}");
         assert!(
-            warnings[0].starts_with("prometheus.yml:4:1: rule_files: `rule_files` is not supported"),
+            warnings[2].starts_with("prometheus.yml:13:7: scrape_configs[0].tls_config.ca_ref: "),
             "{warnings:#?}"
         );
-        assert!(warnings[1].starts_with("prometheus.yml:6:1: alerting: "), "{warnings:#?}");
-        let consul = "prometheus.yml:12:5: scrape_configs[0].consul_sd_configs: `consul_sd_configs` is not supported: its targets";
-        assert!(warnings[2].starts_with(consul), "{warnings:#?}");
-        assert!(
-            warnings[3].starts_with("prometheus.yml:15:7: scrape_configs[0].tls_config.ca_ref: "),
-            "{warnings:#?}"
-        );
-        assert!(warnings[4].contains("configure a sink"), "{warnings:#?}");
+        assert!(warnings[3].contains("configure a sink"), "{warnings:#?}");
+    }
+
+    #[test]
+    fn rule_files_of_a_prometheus_file_are_checked_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text: &str| std::fs::write(dir.path().join("rules.yml"), text).unwrap();
+        let file = dir.path().join("p.yml").display().to_string();
+        let text = "global: {evaluation_interval: 5s}\nrule_files: ['r*.yml']\n";
+        write("groups:\n- name: g\n  rules:\n  - {record: a, expr: 'sum('}\n");
+        let ConfigError(lines) = check(text, &file).unwrap_err();
+        assert!(lines[0].contains("rules.yml:4:23: group \"g\", rule 1, \"a\": could not parse"), "{lines:#?}");
+        write("groups:\n- name: g\n  rules:\n  - {record: a, expr: up}\n");
+        assert!(check(text, &file).unwrap().is_empty());
     }
 
     #[test]

@@ -180,6 +180,21 @@ impl HttpClient {
 
     /// Asks; any status is an answer.
     pub async fn get(&self, url: &str, mut headers: HeaderMap) -> Result<reqwest::Response, String> {
+        self.authorize(&mut headers).await?;
+        let (client, url) = self.client(url, &mut headers).await?;
+        client.get(url).headers(headers).send().await.map_err(|e| chain(&e))
+    }
+
+    /// Posts JSON; any status is an answer.
+    pub async fn post_json(&self, url: &str, body: Vec<u8>) -> Result<reqwest::Response, String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.authorize(&mut headers).await?;
+        let (client, url) = self.client(url, &mut headers).await?;
+        client.post(url).headers(headers).body(body).send().await.map_err(|e| chain(&e))
+    }
+
+    async fn authorize(&self, headers: &mut HeaderMap) -> Result<(), String> {
         match &self.auth {
             Auth::None => {}
             Auth::OAuth2(tokens) => {
@@ -199,8 +214,7 @@ impl HttpClient {
         for (name, secret) in &self.headers {
             headers.append(name, value(secret.read().await?)?);
         }
-        let (client, url) = self.client(url, &mut headers).await?;
-        client.get(url).headers(headers).send().await.map_err(|e| chain(&e))
+        Ok(())
     }
 
     /// Sends a form, without credentials of its own.

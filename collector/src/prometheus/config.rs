@@ -217,6 +217,62 @@ macro_rules! with_http {
     };
 }
 
+/// As [`with_http`], with every discovery: `sd` of its own are ours, the rest is kept to be named.
+macro_rules! with_discovery {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }; $($other:ident)*) => {
+        with_http!($(#[$meta])* $name {
+            $($(#[$field_meta])* $field: $type,)*
+            static_configs: Vec<StaticConfig>,
+            file_sd_configs: Vec<FileSd>,
+            http_sd_configs: Vec<HttpSd>,
+            dns_sd_configs: Vec<DnsSd>,
+            docker_sd_configs: Vec<DockerSd>,
+            kubernetes_sd_configs: Vec<KubernetesSd>,
+            $($other: Option<Value>,)*
+        });
+
+        impl $name {
+            pub fn discoveries(&self) -> Discoveries<'_> {
+                Discoveries {
+                    fixed: &self.static_configs,
+                    file: &self.file_sd_configs,
+                    http: &self.http_sd_configs,
+                    dns: &self.dns_sd_configs,
+                    docker: &self.docker_sd_configs,
+                    kubernetes: &self.kubernetes_sd_configs,
+                }
+            }
+
+            /// Those that we do not have, and whether they are asked for.
+            pub fn unsupported_discoveries(&self) -> Vec<(&'static str, bool)> {
+                vec![$((stringify!($other), self.$other.is_some()),)*]
+            }
+        }
+    };
+    ($(#[$meta:meta])* $name:ident { $($fields:tt)* }) => {
+        with_discovery!($(#[$meta])* $name { $($fields)* };
+            aws_sd_configs azure_sd_configs consul_sd_configs digitalocean_sd_configs
+            dockerswarm_sd_configs ec2_sd_configs eureka_sd_configs gce_sd_configs
+            hetzner_sd_configs ionos_sd_configs kuma_sd_configs lightsail_sd_configs
+            linode_sd_configs marathon_sd_configs nerve_sd_configs nomad_sd_configs
+            openstack_sd_configs ovhcloud_sd_configs puppetdb_sd_configs scaleway_sd_configs
+            serverset_sd_configs stackit_sd_configs triton_sd_configs uyuni_sd_configs
+            vultr_sd_configs
+        );
+    };
+}
+
+/// Where targets are to be found, as it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Discoveries<'a> {
+    pub fixed: &'a [StaticConfig],
+    pub file: &'a [FileSd],
+    pub http: &'a [HttpSd],
+    pub dns: &'a [DnsSd],
+    pub docker: &'a [DockerSd],
+    pub kubernetes: &'a [KubernetesSd],
+}
+
 /// How to speak HTTP with a target or a discovery.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HttpConfig {
@@ -339,7 +395,7 @@ with_http!(KubernetesSd {
     attach_metadata: AttachMetadata,
 });
 
-with_http!(
+with_discovery!(
     /// One job.
     ScrapeConfig {
     job_name: String,
@@ -373,38 +429,27 @@ with_http!(
     metric_name_escaping_scheme: Option<String>,
     relabel_configs: Vec<RuleConfig>,
     metric_relabel_configs: Vec<RuleConfig>,
-    static_configs: Vec<StaticConfig>,
-    file_sd_configs: Vec<FileSd>,
-    http_sd_configs: Vec<HttpSd>,
-    dns_sd_configs: Vec<DnsSd>,
-    docker_sd_configs: Vec<DockerSd>,
-    kubernetes_sd_configs: Vec<KubernetesSd>,
-    aws_sd_configs: Option<Value>,
-    azure_sd_configs: Option<Value>,
-    consul_sd_configs: Option<Value>,
-    digitalocean_sd_configs: Option<Value>,
-    dockerswarm_sd_configs: Option<Value>,
-    ec2_sd_configs: Option<Value>,
-    eureka_sd_configs: Option<Value>,
-    gce_sd_configs: Option<Value>,
-    hetzner_sd_configs: Option<Value>,
-    ionos_sd_configs: Option<Value>,
-    kuma_sd_configs: Option<Value>,
-    lightsail_sd_configs: Option<Value>,
-    linode_sd_configs: Option<Value>,
-    marathon_sd_configs: Option<Value>,
-    nerve_sd_configs: Option<Value>,
-    nomad_sd_configs: Option<Value>,
-    openstack_sd_configs: Option<Value>,
-    ovhcloud_sd_configs: Option<Value>,
-    puppetdb_sd_configs: Option<Value>,
-    scaleway_sd_configs: Option<Value>,
-    serverset_sd_configs: Option<Value>,
-    stackit_sd_configs: Option<Value>,
-    triton_sd_configs: Option<Value>,
-    uyuni_sd_configs: Option<Value>,
-    vultr_sd_configs: Option<Value>,
 });
+
+with_discovery!(
+    /// Alertmanagers that are told alike.
+    AlertmanagerConfig {
+    scheme: Scheme,
+    path_prefix: Option<String>,
+    timeout: Option<Span>,
+    api_version: Option<String>,
+    relabel_configs: Vec<RuleConfig>,
+    alert_relabel_configs: Vec<RuleConfig>,
+    sigv4: Option<Value>,
+});
+
+/// Whom alerts are told.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlertingConfig {
+    pub alert_relabel_configs: Vec<RuleConfig>,
+    pub alertmanagers: Vec<AlertmanagerConfig>,
+}
 
 /// What jobs inherit.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -430,7 +475,7 @@ pub struct Global {
     pub evaluation_interval: Option<Span>,
     /// Of rules.
     pub rule_query_offset: Option<Span>,
-    /// What Prometheus adds to all that leaves it. Here they only spread scrapes over time.
+    /// What Prometheus adds to all that leaves it: alerts here.
     pub external_labels: BTreeMap<String, Text>,
     pub query_log_file: Option<Value>,
     pub scrape_failure_log_file: Option<Value>,
@@ -445,7 +490,7 @@ pub struct File {
     pub scrape_config_files: Vec<String>,
     /// Rules are not the scraper's: whoever evaluates them takes these.
     pub rule_files: Vec<String>,
-    pub alerting: Option<Value>,
+    pub alerting: Option<AlertingConfig>,
     pub runtime: Option<Value>,
     pub storage: Option<Value>,
     pub tracing: Option<Value>,

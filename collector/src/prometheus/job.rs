@@ -13,6 +13,7 @@ use pipeline::{
 };
 
 use super::{
+    alertmanagers::{self, Alerting},
     config::{File, Global, HttpConfig, OAuth2, Scheme, ScrapeConfig, Size, Span, TlsConfig, parse_span},
     discovery::Discovery,
 };
@@ -37,6 +38,7 @@ pub struct Finding {
 #[derive(Default)]
 pub struct Checked {
     pub jobs: Vec<Arc<Job>>,
+    pub alerting: Alerting,
     /// Must be put right.
     pub errors: Vec<Finding>,
     /// Known to Prometheus, not done here: left out, and told.
@@ -46,6 +48,8 @@ pub struct Checked {
 /// One `scrape_config`, checked.
 pub struct Job {
     pub name: String,
+    /// The same for the same configuration.
+    pub mark: u64,
     pub interval: Duration,
     pub timeout: Duration,
     pub honor_labels: bool,
@@ -126,18 +130,12 @@ pub fn check(file: &File, folder: &Path) -> Checked {
     let mut out = Checked::default();
     let mut top = Findings { out: &mut out, path: String::new() };
     for (key, set, instead) in [
-        (
-            "alerting",
-            file.alerting.is_some(),
-            " here: name Alertmanagers in `alerting` of the configuration of Sightline",
-        ),
         ("runtime", file.runtime.is_some(), ": it tunes Prometheus' own process"),
         ("storage", file.storage.is_some(), ": set `storage` and `retention` in the configuration of Sightline"),
         ("tracing", file.tracing.is_some(), ": our own traces are in our own store"),
         ("otlp", file.otlp.is_some(), ": OTLP is taken with the default translation"),
         ("remote_write", file.remote_write.is_some(), " here: configure a sink of type prometheus_remote_write"),
         ("remote_read", file.remote_read.is_some(), ""),
-        ("rule_files", !file.rule_files.is_empty(), " here: name them in `rules` of the configuration of Sightline"),
         ("global.query_log_file", file.global.query_log_file.is_some(), ""),
         (
             "global.scrape_failure_log_file",
@@ -161,12 +159,17 @@ pub fn check(file: &File, folder: &Path) -> Checked {
         }
         jobs.push(Arc::new(job(config, &file.global, folder, &mut at)));
     }
+    let alerting = file.alerting.clone().unwrap_or_default();
+    let alerting = alertmanagers::check(&alerting, folder, &mut top.below("alerting"));
     out.jobs = jobs;
+    out.alerting = alerting;
     out
 }
 
 fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<'_>) -> Job {
     unsupported(config, at);
+    let discoveries = ": its targets are not scraped; file_sd_configs or http_sd_configs can name them";
+    unsupported_discoveries(&config.unsupported_discoveries(), discoveries, at);
     let interval = config.scrape_interval.or(global.scrape_interval).map_or(INTERVAL, |s| s.0);
     if interval.is_zero() {
         at.error("scrape_interval", "is 0; expected more");
@@ -210,8 +213,17 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
     };
     let limit = |own: Option<u64>, global: Option<u64>| own.or(global).filter(|n| *n > 0);
     let body = config.body_size_limit.or(global.body_size_limit).map_or(0, |Size(n)| n);
+    // Of all that it follows from; what is not the scraper's left out.
+    let inherited = Global {
+        evaluation_interval: None,
+        rule_query_offset: None,
+        external_labels: BTreeMap::new(),
+        query_log_file: None,
+        ..global.clone()
+    };
     Job {
         name: config.job_name.clone(),
+        mark: xxhash_rust::xxh3::xxh3_64(format!("{config:?}\n{inherited:?}\n{folder:?}").as_bytes()),
         interval,
         timeout,
         honor_labels: config.honor_labels,
@@ -249,7 +261,7 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
         relabel: rules(&config.relabel_configs, "relabel_configs", at),
         metric_relabel: rules(&config.metric_relabel_configs, "metric_relabel_configs", at),
         http: http(config.http(), folder, at),
-        discovery: Discovery::of(config, folder, at),
+        discovery: Discovery::of(config.discoveries(), folder, at),
     }
 }
 
@@ -277,7 +289,7 @@ fn protocols(names: Option<&Vec<String>>, native: bool, at: &mut Findings<'_>) -
     out
 }
 
-fn rules(configs: &[RuleConfig], key: &str, at: &mut Findings<'_>) -> Vec<Rule> {
+pub(super) fn rules(configs: &[RuleConfig], key: &str, at: &mut Findings<'_>) -> Vec<Rule> {
     let mut errors = Vec::new();
     let mut out = Vec::with_capacity(configs.len());
     for (i, config) in configs.iter().enumerate() {
@@ -289,39 +301,15 @@ fn rules(configs: &[RuleConfig], key: &str, at: &mut Findings<'_>) -> Vec<Rule> 
     out
 }
 
+/// Names discoveries that we do not have.
+pub(super) fn unsupported_discoveries(found: &[(&str, bool)], instead: &str, at: &mut Findings<'_>) {
+    for (key, set) in found {
+        at.unsupported(key, *set, instead);
+    }
+}
+
 /// What a scrape configuration may have in Prometheus and not here.
 fn unsupported(config: &ScrapeConfig, at: &mut Findings<'_>) {
-    let discoveries = [
-        ("aws_sd_configs", &config.aws_sd_configs),
-        ("azure_sd_configs", &config.azure_sd_configs),
-        ("consul_sd_configs", &config.consul_sd_configs),
-        ("digitalocean_sd_configs", &config.digitalocean_sd_configs),
-        ("dockerswarm_sd_configs", &config.dockerswarm_sd_configs),
-        ("ec2_sd_configs", &config.ec2_sd_configs),
-        ("eureka_sd_configs", &config.eureka_sd_configs),
-        ("gce_sd_configs", &config.gce_sd_configs),
-        ("hetzner_sd_configs", &config.hetzner_sd_configs),
-        ("ionos_sd_configs", &config.ionos_sd_configs),
-        ("kuma_sd_configs", &config.kuma_sd_configs),
-        ("lightsail_sd_configs", &config.lightsail_sd_configs),
-        ("linode_sd_configs", &config.linode_sd_configs),
-        ("marathon_sd_configs", &config.marathon_sd_configs),
-        ("nerve_sd_configs", &config.nerve_sd_configs),
-        ("nomad_sd_configs", &config.nomad_sd_configs),
-        ("openstack_sd_configs", &config.openstack_sd_configs),
-        ("ovhcloud_sd_configs", &config.ovhcloud_sd_configs),
-        ("puppetdb_sd_configs", &config.puppetdb_sd_configs),
-        ("scaleway_sd_configs", &config.scaleway_sd_configs),
-        ("serverset_sd_configs", &config.serverset_sd_configs),
-        ("stackit_sd_configs", &config.stackit_sd_configs),
-        ("triton_sd_configs", &config.triton_sd_configs),
-        ("uyuni_sd_configs", &config.uyuni_sd_configs),
-        ("vultr_sd_configs", &config.vultr_sd_configs),
-    ];
-    for (key, value) in discoveries {
-        let instead = ": its targets are not scraped; file_sd_configs or http_sd_configs can name them";
-        at.unsupported(key, value.is_some(), instead);
-    }
     let resolution = ": native histograms are stored at the resolution they come in";
     at.unsupported("native_histogram_bucket_limit", config.native_histogram_bucket_limit.is_some(), resolution);
     at.unsupported(

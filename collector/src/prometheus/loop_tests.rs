@@ -231,3 +231,32 @@ async fn rows_that_are_refused_are_counted() {
     let counters = &world.pools.counters;
     assert_eq!(counters.lost.load(std::sync::atomic::Ordering::Relaxed), lost);
 }
+
+#[tokio::test]
+async fn a_job_that_changes_goes_on_with_its_targets_and_one_that_is_gone_ends_them() {
+    let mut world = World::new(STATIC, "a 1\n").await;
+    world.until("a{} 1").await;
+    let (pools, address) = (world.pools.clone(), world.address.to_string());
+    let job = |more: &str| {
+        let targets = STATIC.replace("TARGET", &address);
+        a_job(&format!(r#""scrape_interval":"200ms","scrape_timeout":"150ms",{targets}{more}"#))
+    };
+    let set = |jobs: &[Arc<super::job::Job>]| pools.set(pools.prepare(jobs).unwrap());
+    let target = || pools.all()[0].active()[0].clone();
+    let before = target();
+    set(&[job("")]);
+    world.until("a{} 1").await;
+    assert!(Arc::ptr_eq(&before, &target()), "nothing changed");
+    set(&[job(r#","metric_relabel_configs":[{"target_label":"x","replacement":"y"}]"#)]);
+    let is_end = |r: &String| r.starts_with("up{") && r.ends_with("stale");
+    loop {
+        let got = rows(&world.next().await);
+        assert!(!got.iter().any(is_end), "{got:?}");
+        if got.iter().any(|r| r.starts_with("a{") && r.contains("x=y")) {
+            break;
+        }
+    }
+    set(&[]);
+    assert!(pools.all().is_empty());
+    while !rows(&world.next().await).iter().any(is_end) {}
+}

@@ -1,14 +1,19 @@
 //! Source: scrapes targets as Prometheus does, from Prometheus' own `scrape_configs`.
 //!
 //! **For** asking targets for their metrics at their interval, finding them, and saying what is wrong with a configuration.
-//! **Not for** rules and alerts of a Prometheus file: [`config::File`] reads them, whoever evaluates them takes them.
+//! **Not for** rules and alerts of a Prometheus file: [`config::File`] reads them, [`alertmanagers`] finds whom alerts are told,
+//! whoever evaluates rules takes both.
 //!
 //! A file becomes [`job::Job`]s ([`job::check`]); each has a pool ([`scrape_pool`]) of targets that its discoveries
 //! ([`discovery`]) name, each target its loop ([`scrape_loop`]); [`series`] makes rows of what a target exposed.
 //!
+//! Jobs may change while they run ([`Pools::set`]): those that did not go on undisturbed; of the others targets that are still
+//! there are asked as the job now says, and the rest ends with its staleness markers.
+//!
 //! What Prometheus knows and we do not is told at start and by `sightline check`, with its place; the rest is done.
 
-mod client;
+pub mod alertmanagers;
+pub mod client;
 pub mod config;
 pub mod counters;
 pub mod discovery;
@@ -26,12 +31,16 @@ mod loop_tests;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use pipeline::{Signals, Source, SourceContext, SourceError};
 use serde::Deserialize;
 use storage::model::{TenantId, labels::id_of_json};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     client::HttpClient,
@@ -58,21 +67,56 @@ pub struct Config {
     pub pools: Arc<Pools>,
 }
 
-/// What a source shows of itself.
+/// What a source shows of itself, and where it is told to do otherwise.
 #[derive(Default)]
 pub struct Pools {
-    pools: parking_lot::Mutex<(TenantId, Vec<Arc<PoolState>>)>,
+    tenant: parking_lot::Mutex<TenantId>,
+    jobs: watch::Sender<Vec<Work>>,
     pub counters: Arc<Counters>,
 }
 
+/// A job and what it works with.
+#[derive(Clone)]
+struct Work {
+    job: Arc<Job>,
+    client: Arc<HttpClient>,
+    state: Arc<PoolState>,
+}
+
+/// Jobs that can be put in force.
+pub struct Prepared(Vec<Work>);
+
 impl Pools {
     pub fn all(&self) -> Vec<Arc<PoolState>> {
-        self.pools.lock().1.clone()
+        self.jobs.borrow().iter().map(|work| work.state.clone()).collect()
     }
 
     /// Whose samples they are.
     pub fn tenant(&self) -> TenantId {
-        self.pools.lock().0.clone()
+        self.tenant.lock().clone()
+    }
+
+    /// Makes what new jobs need; those that did not change keep what they have. Reads certificates: blocks.
+    pub fn prepare(&self, jobs: &[Arc<Job>]) -> Result<Prepared, ConfigError> {
+        let former = self.jobs.borrow().clone();
+        let mut out = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let before = former.iter().find(|work| work.job.name == job.name);
+            if let Some(same) = before.filter(|work| work.job.mark == job.mark) {
+                out.push(same.clone());
+                continue;
+            }
+            let client = HttpClient::new(&job.http, None)
+                .map_err(|reason| ConfigError::Client { job: job.name.clone(), reason })?;
+            let state = before.map_or_else(|| PoolState::new(&job.name), |work| work.state.clone());
+            out.push(Work { job: job.clone(), client: Arc::new(client), state });
+        }
+        Ok(Prepared(out))
+    }
+
+    /// These jobs from now on; those that did not change go on undisturbed.
+    pub fn set(&self, jobs: Prepared) {
+        self.jobs.send_replace(jobs.0);
     }
 }
 
@@ -87,14 +131,9 @@ pub enum ConfigError {
 impl Config {
     pub fn source(&self) -> Result<Box<dyn Source>, ConfigError> {
         let tenant = file_tail::tenant(self.tenant.as_deref())?;
-        let mut jobs = Vec::with_capacity(self.jobs.len());
-        for job in &self.jobs {
-            let client = HttpClient::new(&job.http, None)
-                .map_err(|reason| ConfigError::Client { job: job.name.clone(), reason })?;
-            jobs.push((job.clone(), Arc::new(client), PoolState::new(&job.name)));
-        }
-        *self.pools.pools.lock() = (tenant.clone(), jobs.iter().map(|(_, _, state)| state.clone()).collect());
-        Ok(Box::new(Scraper { jobs, tenant, counters: self.pools.counters.clone() }))
+        self.pools.set(self.pools.prepare(&self.jobs)?);
+        *self.pools.tenant.lock() = tenant.clone();
+        Ok(Box::new(Scraper { jobs: self.pools.jobs.subscribe(), tenant, counters: self.pools.counters.clone() }))
     }
 
     /// `2 jobs of prometheus.yml`.
@@ -119,9 +158,13 @@ pub fn files_of(pattern: &str) -> Vec<PathBuf> {
 }
 
 struct Scraper {
-    jobs: Vec<(Arc<Job>, Arc<HttpClient>, Arc<PoolState>)>,
+    jobs: watch::Receiver<Vec<Work>>,
     tenant: TenantId,
     counters: Arc<Counters>,
+}
+
+fn panicked(source: &str, error: &tokio::task::JoinError) -> SourceError {
+    SourceError { name: source.to_owned(), reason: format!("a scrape pool panicked: {error}") }
 }
 
 #[async_trait::async_trait]
@@ -136,14 +179,44 @@ impl Source for Scraper {
             budget: Arc::new(Semaphore::new(BUDGET)),
             seed: id_of_json(&crate::node_name()) as u64,
         };
+        let mut jobs = self.jobs;
         let mut pools = JoinSet::new();
-        for (job, client, state) in self.jobs {
-            pools.spawn(Pool { job, state, client, shared: shared.clone() }.run());
+        let mut running: HashMap<String, (watch::Sender<Work>, CancellationToken)> = HashMap::new();
+        loop {
+            let wanted = jobs.borrow_and_update().clone();
+            running.retain(|name, (_, gone)| {
+                let stays = wanted.iter().any(|work| work.job.name == *name);
+                if !stays {
+                    gone.cancel();
+                }
+                stays
+            });
+            for work in wanted {
+                match running.get(&work.job.name) {
+                    Some((known, _)) => drop(known.send_if_modified(|now| {
+                        let differs = now.job.mark != work.job.mark;
+                        if differs {
+                            *now = work.clone();
+                        }
+                        differs
+                    })),
+                    None => {
+                        let (name, gone) = (work.job.name.clone(), CancellationToken::new());
+                        let (known, work) = watch::channel(work);
+                        pools.spawn(Pool { work, shared: shared.clone(), gone: gone.clone() }.run());
+                        running.insert(name, (known, gone));
+                    }
+                }
+            }
+            tokio::select! {
+                () = ctx.stop.cancelled() => break,
+                Ok(()) = jobs.changed() => {}
+                Some(Err(e)) = pools.join_next(), if !pools.is_empty() => return Err(panicked(&ctx.name, &e)),
+            }
         }
         while let Some(done) = pools.join_next().await {
-            done.map_err(|e| SourceError { name: ctx.name.clone(), reason: format!("a scrape pool panicked: {e}") })?;
+            done.map_err(|e| panicked(&ctx.name, &e))?;
         }
-        ctx.stop.cancelled().await;
         Ok(())
     }
 

@@ -66,6 +66,8 @@ pub struct ScrapeLoop {
     pub pool: Arc<PoolState>,
     /// The target is no more.
     pub removed: CancellationToken,
+    /// Another loop asks it from now on.
+    pub replaced: CancellationToken,
 }
 
 /// An answer as it came.
@@ -107,6 +109,7 @@ impl ScrapeLoop {
             let (at, at_wall) = planned(n);
             tokio::select! {
                 () = self.shared.stop.cancelled() => return,
+                () = self.replaced.cancelled() => return,
                 () = self.removed.cancelled() => break,
                 () = sleep_until(at) => {}
             }

@@ -8,11 +8,11 @@ use std::{
 
 use parking_lot::Mutex;
 use storage::model::Labels;
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::HttpClient,
+    Work,
     counters::Counters,
     discovery::{Feed, Publisher, TargetGroup},
     job::Job,
@@ -68,100 +68,159 @@ impl PoolState {
     }
 }
 
-/// A job and what it works with.
-pub struct Pool {
-    pub job: Arc<Job>,
-    pub state: Arc<PoolState>,
-    pub client: Arc<HttpClient>,
+/// The targets of a job at work.
+pub(super) struct Pool {
+    /// Changes with the configuration; the name of the job does not.
+    pub work: watch::Receiver<Work>,
     pub shared: Shared,
+    /// The job is no more.
+    pub gone: CancellationToken,
+}
+
+/// A target's loop.
+struct Running {
+    target: Arc<Target>,
+    /// Of the job it was begun for.
+    mark: u64,
+    /// The target is no more.
+    removed: CancellationToken,
+    /// Another loop takes its place.
+    replaced: CancellationToken,
+    /// The loop has ended.
+    ended: CancellationToken,
+}
+
+/// What is known of the loops.
+#[derive(Default)]
+struct Loops {
+    tasks: JoinSet<()>,
+    running: HashMap<u64, Running>,
 }
 
 impl Pool {
-    /// Until the process stops.
-    pub async fn run(self) {
-        let feed = Arc::new(Feed::new(self.job.discovery.len()));
+    /// Until the process stops, or the job is gone.
+    pub async fn run(mut self) {
+        let mut loops = Loops::default();
+        loop {
+            let work = self.work.borrow_and_update().clone();
+            if !self.run_job(&work, &mut loops).await {
+                break;
+            }
+        }
+        if self.gone.is_cancelled() {
+            loops.running.values().for_each(|r| r.removed.cancel());
+            *self.work.borrow().state.inner.lock() = Inner::default();
+        }
+        // What is under way is delivered.
+        while loops.tasks.join_next().await.is_some() {}
+    }
+
+    /// Until the job changes; `false`: it ends.
+    async fn run_job(&mut self, work: &Work, loops: &mut Loops) -> bool {
+        let job = &work.job;
+        let feed = Arc::new(Feed::new(job.discovery.len()));
         let mut discoveries = JoinSet::new();
-        for (i, discovery) in self.job.discovery.iter().enumerate() {
-            let publisher = Publisher::new(feed.clone(), i, &self.job.name, self.shared.counters.clone());
+        for (i, discovery) in job.discovery.iter().enumerate() {
+            let publisher = Publisher::new(feed.clone(), i, &job.name, self.shared.counters.clone());
             let (discovery, stop) = (discovery.clone(), self.shared.stop.clone());
             discoveries.spawn(async move {
                 stop.run_until_cancelled(discovery.run(publisher)).await;
             });
         }
-        let mut loops = JoinSet::new();
-        let mut running: HashMap<u64, (CancellationToken, Arc<Target>)> = HashMap::new();
-        loop {
+        if job.discovery.is_empty() {
+            self.sync(work, &[], loops);
+        }
+        let goes_on = loop {
             tokio::select! {
-                () = self.shared.stop.cancelled() => break,
+                () = self.shared.stop.cancelled() => break false,
+                () = self.gone.cancelled() => break false,
+                Ok(()) = self.work.changed() => break true,
                 () = feed.changed() => {
                     if self.shared.stop.run_until_cancelled(tokio::time::sleep(SETTLE)).await.is_none() {
-                        break;
+                        break false;
                     }
-                    self.sync(&feed.groups(), &mut running, &mut loops);
+                    self.sync(work, &feed.groups(), loops);
                 }
-                Some(Err(e)) = loops.join_next(), if !loops.is_empty() => {
-                    tracing::error!(job = self.job.name, error = %e, "a scrape loop panicked");
+                Some(Err(e)) = loops.tasks.join_next(), if !loops.tasks.is_empty() => {
+                    tracing::error!(job = job.name, error = %e, "a scrape loop panicked");
                 }
                 Some(Err(e)) = discoveries.join_next(), if !discoveries.is_empty() => {
-                    tracing::error!(job = self.job.name, error = %e, "a discovery panicked; its targets stay as they are");
+                    tracing::error!(job = job.name, error = %e, "a discovery panicked; its targets stay as they are");
                 }
             }
-        }
+        };
         discoveries.shutdown().await;
-        // What is under way is delivered.
-        while loops.join_next().await.is_some() {}
+        goes_on
     }
 
-    /// Starts loops of new targets, ends those of targets that are gone, and leaves the others alone.
-    fn sync(
-        &self,
-        groups: &[Arc<Vec<TargetGroup>>],
-        running: &mut HashMap<u64, (CancellationToken, Arc<Target>)>,
-        loops: &mut JoinSet<()>,
-    ) {
-        let found = find(&self.job, groups, &self.shared.counters);
+    /// Starts loops of new targets, ends those of targets that are gone, begins those anew whose job has changed, and leaves
+    /// the others alone.
+    fn sync(&self, work: &Work, groups: &[Arc<Vec<TargetGroup>>], loops: &mut Loops) {
+        let job = &work.job;
+        let found = find(job, groups, &self.shared.counters);
         let wanted: HashSet<u64> = found.targets.iter().map(|t| t.id).collect();
-        running.retain(|id, (removed, _)| {
+        loops.running.retain(|id, running| {
             let stays = wanted.contains(id);
             if !stays {
-                removed.cancel();
+                running.removed.cancel();
             }
             stays
         });
         let mut active = Vec::with_capacity(found.targets.len());
         let mut new = Vec::new();
         for target in found.targets {
-            match running.get(&target.id) {
-                Some((_, old)) => {
-                    *old.discovered.lock() = target.discovered.into_inner();
-                    active.push(old.clone());
+            match loops.running.get(&target.id) {
+                Some(old) if old.mark == job.mark => {
+                    *old.target.discovered.lock() = target.discovered.into_inner();
+                    active.push(old.target.clone());
                 }
-                None => {
-                    let (target, removed) = (Arc::new(target), CancellationToken::new());
-                    running.insert(target.id, (removed.clone(), target.clone()));
+                old => {
+                    let after = old.map(|old| {
+                        old.replaced.cancel();
+                        *target.status.lock() = old.target.status.lock().clone();
+                        old.ended.clone()
+                    });
+                    let target = Arc::new(target);
                     active.push(target.clone());
-                    new.push((target, removed));
+                    new.push((target, after));
                 }
             }
         }
-        let over = self.job.target_limit.filter(|l| active.len() as u64 > *l);
+        let over = job.target_limit.filter(|l| active.len() as u64 > *l);
         let n = active.len();
-        *self.state.inner.lock() = Inner {
+        *work.state.inner.lock() = Inner {
             active,
             dropped: found.dropped,
             dropped_total: found.dropped_total,
             refusal: over.map(|l| format!("target_limit exceeded (number of targets: {n}, limit: {l})")),
         };
-        for (target, removed) in new {
+        for (target, after) in new {
+            let running = Running {
+                target: target.clone(),
+                mark: job.mark,
+                removed: CancellationToken::new(),
+                replaced: CancellationToken::new(),
+                ended: CancellationToken::new(),
+            };
             let one = ScrapeLoop {
                 shared: self.shared.clone(),
-                job: self.job.clone(),
+                job: job.clone(),
                 target,
-                client: self.client.clone(),
-                pool: self.state.clone(),
-                removed,
+                client: work.client.clone(),
+                pool: work.state.clone(),
+                removed: running.removed.clone(),
+                replaced: running.replaced.clone(),
             };
-            loops.spawn(one.run());
+            let ended = running.ended.clone().drop_guard();
+            loops.running.insert(one.target.id, running);
+            loops.tasks.spawn(async move {
+                let _ended = ended;
+                // One at a time asks a target.
+                if let Some(after) = after {
+                    after.cancelled().await;
+                }
+                one.run().await;
+            });
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     params::{Params, parse_time_ms},
     same_site,
 };
-use crate::rules::notify::{Desk, Notice, WireSilence, parse_matchers, time};
+use crate::rules::notify::{Desk, Notice, Wanted, WireSilence, parse_matchers, time};
 
 /// Bytes of a body.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -31,6 +31,7 @@ type Refused = (StatusCode, String);
 pub fn router(desk: Desk) -> Router {
     let paths = Router::new()
         .route("/alerts", get(alerts).post(take))
+        .route("/alerts/groups", get(groups))
         .route("/silences", get(silences).post(silence))
         .route("/silence/{id}", get(one).delete(unsilence))
         .route("/receivers", get(receivers))
@@ -70,13 +71,18 @@ async fn body<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, Ref
     serde_json::from_slice(&bytes.to_bytes()).map_err(bad)
 }
 
+async fn wanted(request: Request) -> Result<Wanted, Refused> {
+    let (params, matchers) = filter(request).await?;
+    let is = |name: &str| params.get(name) != Some("false");
+    Ok(Wanted { matchers, active: is("active"), silenced: is("silenced"), inhibited: is("inhibited") })
+}
+
 async fn alerts(State(desk): State<Desk>, request: Request) -> Response<Body> {
-    let asked = async {
-        let (params, filter) = filter(request).await?;
-        let wanted = |name: &str| params.get(name) != Some("false");
-        Ok(desk.alerts(&filter, wanted("silenced"), wanted("inhibited")).into())
-    };
-    answer(asked.await)
+    answer(wanted(request).await.map(|w| desk.alerts(&w).into()))
+}
+
+async fn groups(State(desk): State<Desk>, request: Request) -> Response<Body> {
+    answer(wanted(request).await.map(|w| desk.groups(&w).into()))
 }
 
 #[derive(serde::Deserialize)]

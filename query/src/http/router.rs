@@ -35,6 +35,8 @@ pub struct QueryConfig {
     pub ruler: Option<Ruler>,
     /// Who scrapes, if anyone does.
     pub scraper: Scraper,
+    /// Who reads files again when asked to.
+    pub reloader: rules::Reloader,
 }
 
 /// The Prometheus API under `/api/v1` and `/prometheus/api/v1` with `/federate` beside it, SQL at `/api/v1/sql`, Tempo's
@@ -62,7 +64,7 @@ pub fn router(config: QueryConfig, store: Store) -> Router {
         .nest("/tempo", tempo)
         .merge(loki)
         .merge(export)
-        .merge(rules::lifecycle(config.ruler.clone()))
+        .merge(rules::lifecycle(config.reloader))
         .merge(config.ruler.and_then(|r| r.desk()).map(alertmanager::router).unwrap_or_default())
         .layer(middleware::map_response(say_when))
 }

@@ -1,6 +1,6 @@
 //! `/rules`, `/alerts` and `/alertmanagers` of the Prometheus API, and the reload of rule files.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use axum::{
     Router,
@@ -44,25 +44,41 @@ pub fn router(ruler: Option<Ruler>) -> Router {
         .with_state(ruler)
 }
 
-/// Paths at the root.
-pub fn lifecycle(ruler: Option<Ruler>) -> Router {
-    Router::new().route("/-/reload", post(reload)).route("/graph", get(graph)).with_state(ruler)
+/// Reads everything again that can change while the process runs.
+#[async_trait::async_trait]
+pub trait Reload: Send + Sync {
+    /// What is in force now, or every fault; then all is as it was.
+    async fn reload(&self) -> Result<String, String>;
 }
 
-/// Reads the rule files again. 500 with every fault when a file is bad, as Prometheus answers.
-async fn reload(State(ruler): State<Option<Ruler>>, request: Request) -> Response<Body> {
+/// Who is asked to reload, if anyone.
+#[derive(Clone, Default)]
+pub struct Reloader(pub Option<Arc<dyn Reload>>);
+
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Reloader").field(&self.0.is_some()).finish()
+    }
+}
+
+/// Paths at the root.
+pub fn lifecycle(reloader: Reloader) -> Router {
+    Router::new().route("/-/reload", post(reload).put(reload)).route("/graph", get(graph)).with_state(reloader)
+}
+
+/// 500 with every fault when a file is bad, as Prometheus answers.
+async fn reload(State(reloader): State<Reloader>, request: Request) -> Response<Body> {
     let plain = |status, text: String| envelope::with_type(status, "text/plain; charset=utf-8", text);
     if same_site::is_foreign(request.headers()) {
         return plain(StatusCode::FORBIDDEN, "a page of another site may not ask for this\n".into());
     }
-    let Some(ruler) = ruler else {
-        return plain(StatusCode::OK, "no rules are configured\n".into());
+    let Some(reloader) = reloader.0 else {
+        return plain(StatusCode::OK, "there is nothing to reload\n".into());
     };
-    match ruler.reload().await {
-        Ok(groups) => plain(StatusCode::OK, format!("{groups} rule groups in force\n")),
-        Err(errors) => {
-            let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            let text = format!("{}\nthe former rules stay in force\n", text.join("\n"));
+    match reloader.reload().await {
+        Ok(text) => plain(StatusCode::OK, format!("{text}\n")),
+        Err(faults) => {
+            let text = format!("{faults}\nwhat was in force before stays\n");
             plain(StatusCode::INTERNAL_SERVER_ERROR, text)
         }
     }

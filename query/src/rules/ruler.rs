@@ -31,7 +31,7 @@ use super::{
     alerting::{Alert, AlertState},
     file::{self, FileError, Rule, RuleGroup},
     group::{Counts, Group, Health, Schedule, Site},
-    notify::{Desk, Notice, Notifier, NotifySettings},
+    notify::{Alertmanager, Desk, Notice, Notifier, NotifySettings},
     state::StateFile,
 };
 use crate::promql::Engine;
@@ -46,11 +46,15 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 const RELOADS_WAITING: usize = 8;
 
 /// Rule files of one tenant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSource {
     pub tenant: TenantId,
     /// Paths with wildcards.
     pub files: Vec<String>,
+    /// Of groups that name no interval; `None`: that of the ruler.
+    pub interval: Option<Duration>,
+    /// Of groups that name none.
+    pub query_offset: Duration,
 }
 
 /// What the ruler is told.
@@ -101,7 +105,7 @@ pub struct Ruler(Arc<Inner>);
 
 impl std::fmt::Debug for Ruler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ruler").field("sources", &self.0.settings.sources).finish_non_exhaustive()
+        f.debug_struct("Ruler").field("sources", &self.0.settings().sources).finish_non_exhaustive()
     }
 }
 
@@ -109,7 +113,7 @@ impl std::fmt::Debug for Ruler {
 type GroupKey = (TenantId, Arc<str>, String);
 
 struct Inner {
-    settings: RulerSettings,
+    settings: RwLock<Arc<RulerSettings>>,
     engine: Engine,
     store: Store,
     clock: Arc<dyn Clock>,
@@ -120,7 +124,18 @@ struct Inner {
     reloads_failed: AtomicU64,
     in_force_is_latest: AtomicBool,
     state_failures: AtomicU64,
-    requests: mpsc::Sender<oneshot::Sender<Result<usize, Vec<FileError>>>>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// Groups now in force, or why the former stay.
+type Reloaded = Result<usize, Vec<FileError>>;
+
+/// What the owner of the groups is asked.
+enum Request {
+    /// To read the files again, those of other settings if there are any.
+    Reload(Option<Box<RulerSettings>>, oneshot::Sender<Reloaded>),
+    /// To tell these from now on.
+    Alertmanagers(Vec<Alertmanager>),
 }
 
 /// The ruler's tasks.
@@ -138,13 +153,27 @@ pub fn load(sources: &[RuleSource], discover: &Discover) -> Result<Vec<Loaded>, 
     for source in sources {
         for path in paths(source, discover) {
             let name = path.display().to_string();
-            match file::read(&path) {
-                Ok(read) => out.extend(read.groups.into_iter().map(|g| (source.tenant.clone(), name.clone(), g))),
-                Err(e) => errors.push(e),
+            let read = match file::read(&path) {
+                Ok(read) => read,
+                Err(e) => {
+                    errors.push(e);
+                    continue;
+                }
+            };
+            for mut group in read.groups {
+                group.interval_ms = group.interval_ms.or(source.interval.map(millis));
+                if group.query_offset_ms == 0 {
+                    group.query_offset_ms = millis(source.query_offset);
+                }
+                out.push((source.tenant.clone(), name.clone(), group));
             }
         }
     }
     if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Each file once. A pattern without wildcards names a file that must be there.
@@ -186,8 +215,10 @@ impl Ruler {
     ) -> Result<(Ruler, Running), Vec<FileError>> {
         let (requests, inbox) = mpsc::channel(RELOADS_WAITING);
         let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let notifier = Notifier::start(std::mem::take(&mut settings.notify), &mut tasks, &stop);
+        let (mut tasks, mut deliveries) = (JoinSet::new(), JoinSet::new());
+        let resend_delay = settings.notify.resend_delay;
+        let notifier = Notifier::start(std::mem::take(&mut settings.notify), &mut deliveries, &stop);
+        settings.notify.resend_delay = resend_delay;
         let engine = engine.remembering();
         if let Some(recent) = engine.recent().cloned() {
             let stop = stop.clone();
@@ -200,7 +231,7 @@ impl Ruler {
             });
         }
         let inner = Arc::new(Inner {
-            settings,
+            settings: RwLock::new(Arc::new(settings)),
             engine,
             store,
             clock,
@@ -213,19 +244,44 @@ impl Ruler {
             state_failures: AtomicU64::new(0),
             requests,
         });
-        let (first, groups) = inner.read_files().await;
-        let mut work = Work { inner: inner.clone(), groups: HashMap::new(), tasks: JoinSet::new(), seen: first };
-        work.apply(groups?).await;
+        let (first, groups) = inner.read_files(inner.settings()).await;
+        let (groups, now) = (groups?, inner.settings());
+        let mut work =
+            Work { inner: inner.clone(), groups: HashMap::new(), tasks: JoinSet::new(), deliveries, seen: first };
+        work.apply(groups, &now).await;
         tasks.spawn(work.run(inbox, stop.clone()));
         Ok((Ruler(inner), Running { tasks, stop }))
     }
 
     /// Reads the files again. The number of groups now in force, or why the former stay.
     pub async fn reload(&self) -> Result<usize, Vec<FileError>> {
+        self.ask(None).await
+    }
+
+    /// As [`Ruler::reload`], under other settings; with an error the former stay as they were. Where alerts go is not
+    /// among them, but for the delay between words on one ([`Ruler::set_alertmanagers`], [`Desk::replace`]).
+    pub async fn replace(&self, settings: RulerSettings) -> Result<usize, Vec<FileError>> {
+        self.ask(Some(Box::new(settings))).await
+    }
+
+    async fn ask(&self, settings: Option<Box<RulerSettings>>) -> Result<usize, Vec<FileError>> {
         let (answer, wait) = oneshot::channel();
         let closed = || vec![FileError { file: "rules".into(), problems: Vec::new() }];
-        self.0.requests.send(answer).await.map_err(|_| closed())?;
+        self.0.requests.send(Request::Reload(settings, answer)).await.map_err(|_| closed())?;
         wait.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Alerts go to these from now on, all of them.
+    pub async fn set_alertmanagers(&self, all: Vec<Alertmanager>) {
+        // It fails when the ruler has ended: nobody is told any more.
+        let _ = self.0.requests.send(Request::Alertmanagers(all)).await;
+    }
+
+    /// Counts a reload that failed before it came to the rules.
+    pub fn refused_reload(&self) {
+        self.0.reloads.fetch_add(1, Ordering::Relaxed);
+        self.0.reloads_failed.fetch_add(1, Ordering::Relaxed);
+        self.0.in_force_is_latest.store(false, Ordering::Relaxed);
     }
 
     /// Groups of a tenant, by file and name.
@@ -240,7 +296,7 @@ impl Ruler {
 
     /// Addresses that alerts are sent to.
     pub fn alertmanagers(&self) -> Vec<String> {
-        self.0.notifier.alertmanagers().collect()
+        self.0.notifier.alertmanagers()
     }
 
     /// Our own figures.
@@ -359,11 +415,19 @@ impl Inner {
         self.clock.now().nanos().div_euclid(1_000_000)
     }
 
-    async fn read_files(self: &Arc<Self>) -> (Seen, Result<Vec<Loaded>, Vec<FileError>>) {
-        let inner = self.clone();
+    fn settings(&self) -> Arc<RulerSettings> {
+        self.settings.read().clone()
+    }
+
+    async fn read_files(&self, settings: Arc<RulerSettings>) -> (Seen, Result<Vec<Loaded>, Vec<FileError>>) {
+        let discover = self.discover.clone();
         let read = move || {
-            let before = seen(&inner.settings.sources, &inner.discover);
-            (before, load(&inner.settings.sources, &inner.discover))
+            let before = seen(&settings.sources, &discover);
+            let mut read = load(&settings.sources, &discover);
+            for (_, _, group) in read.iter_mut().flatten() {
+                group.interval_ms.get_or_insert(millis(settings.interval).max(1));
+            }
+            (before, read)
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| {
             let problem = super::yaml::Problem {
@@ -376,17 +440,18 @@ impl Inner {
     }
 
     fn site(&self, tenant: &TenantId) -> Site {
+        let settings = self.settings();
         Site {
             engine: self.engine.clone(),
             store: self.store.clone(),
             tenant: tenant.clone(),
-            external_labels: Arc::new(self.settings.external_labels.clone()),
-            external_url: self.settings.external_url.as_str().into(),
+            external_labels: Arc::new(settings.external_labels.clone()),
+            external_url: settings.external_url.as_str().into(),
         }
     }
 
     fn state_file(&self, key: &str) -> StateFile {
-        StateFile::of(&self.settings.state_dir, key)
+        StateFile::of(&self.settings().state_dir, key)
     }
 
     fn show(&self, tenant: &TenantId, group: &Group) {
@@ -415,10 +480,10 @@ impl Inner {
 
     /// Evaluates a group on its schedule until told to stop; gives it back then.
     async fn run_group(self: Arc<Self>, tenant: TenantId, mut group: Group, stop: CancellationToken) -> Group {
-        let site = self.site(&tenant);
         let schedule = Schedule::new(&group.key, group.interval_ms);
         let mut last = group.last_ms.unwrap_or_else(|| self.now_ms());
         let mut mark = group.state_mark();
+        let mut heard = self.notifier.additions();
         self.show(&tenant, &group);
         loop {
             let wait = schedule.after(last).saturating_sub(self.now_ms()).clamp(1, group.interval_ms);
@@ -434,25 +499,29 @@ impl Inner {
             let Some(due) = schedule.due(last, now) else { continue };
             last = due.at;
             group.counts.missed += due.missed;
+            let site = self.site(&tenant);
             group.evaluate(due.at, &site).await;
             let next_mark = group.state_mark();
             if next_mark != mark || group.has_pending() {
                 mark = next_mark;
                 self.keep(&group, due.at).await;
             }
-            self.tell(&mut group, due.at, &site);
+            self.tell(&mut group, due.at, &site, &mut heard);
             self.show(&tenant, &group);
         }
     }
 
     /// Hands over what is to be told now. After the state is written: what is told of is not forgotten.
-    fn tell(&self, group: &mut Group, at_ms: i64, site: &Site) {
+    /// `heard`: the additions to those who are told that the group knows of.
+    fn tell(&self, group: &mut Group, at_ms: i64, site: &Site, heard: &mut u64) {
         if self.notifier.is_empty() {
             return;
         }
         let resend_ms = self.notifier.resend_ms();
         let believed_ms = resend_ms.max(group.interval_ms).saturating_mul(4);
-        let due = group.due(at_ms, resend_ms);
+        let additions = self.notifier.additions();
+        let is_new = std::mem::replace(heard, additions) != additions;
+        let due = group.due(at_ms, if is_new { 0 } else { resend_ms });
         let notices: Vec<Notice> =
             due.iter().map(|(rule, alert)| Notice::of(alert, rule, site, at_ms, believed_ms)).collect();
         if !notices.is_empty() {
@@ -488,23 +557,31 @@ struct Work {
     inner: Arc<Inner>,
     groups: HashMap<String, Slot>,
     tasks: JoinSet<Group>,
+    /// Those that tell of alerts.
+    deliveries: JoinSet<()>,
     seen: Seen,
 }
 
 impl Work {
-    async fn run(
-        mut self,
-        mut inbox: mpsc::Receiver<oneshot::Sender<Result<usize, Vec<FileError>>>>,
-        stop: CancellationToken,
-    ) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>, stop: CancellationToken) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(answer) = inbox.recv() => {
-                    let result = self.reload().await;
-                    let _ = answer.send(result);
+                Some(request) = inbox.recv() => match request {
+                    Request::Reload(settings, answer) => {
+                        let result = self.reload(settings).await;
+                        let _ = answer.send(result);
+                    }
+                    Request::Alertmanagers(all) => {
+                        self.inner.notifier.set_alertmanagers(all, &mut self.deliveries, &stop);
+                    }
+                },
+                Some(ended) = self.deliveries.join_next() => {
+                    if let Err(e) = ended {
+                        tracing::error!(error = %e, "a task that tells of alerts panicked");
+                    }
                 }
                 Some(ended) = self.tasks.join_next_with_id() => {
                     if let Err(e) = ended {
@@ -513,26 +590,30 @@ impl Work {
                 }
                 _ = look.tick() => {
                     let inner = self.inner.clone();
-                    let now = tokio::task::spawn_blocking(move || seen(&inner.settings.sources, &inner.discover)).await;
-                    if now.is_ok_and(|now| now != self.seen) {
+                    let look = move || seen(&inner.settings().sources, &inner.discover);
+                    if tokio::task::spawn_blocking(look).await.is_ok_and(|now| now != self.seen) {
                         // The faults are in the log.
-                        let _ = self.reload().await;
+                        let _ = self.reload(None).await;
                     }
                 }
             }
         }
         self.groups.values().for_each(|slot| slot.stop.cancel());
         while self.tasks.join_next().await.is_some() {}
+        while self.deliveries.join_next().await.is_some() {}
     }
 
-    async fn reload(&mut self) -> Result<usize, Vec<FileError>> {
-        let (seen, groups) = self.inner.read_files().await;
+    async fn reload(&mut self, settings: Option<Box<RulerSettings>>) -> Reloaded {
+        let settings = settings.map_or_else(|| self.inner.settings(), |s| Arc::new(*s));
+        let (seen, groups) = self.inner.read_files(settings.clone()).await;
         self.seen = seen;
         self.inner.reloads.fetch_add(1, Ordering::Relaxed);
         self.inner.in_force_is_latest.store(groups.is_ok(), Ordering::Relaxed);
         match groups {
             Ok(groups) => {
-                self.apply(groups).await;
+                *self.inner.settings.write() = settings.clone();
+                self.inner.notifier.set_resend_delay(settings.notify.resend_delay);
+                self.apply(groups, &settings).await;
                 tracing::info!(groups = self.groups.len(), "rules loaded");
                 Ok(self.groups.len())
             }
@@ -547,8 +628,8 @@ impl Work {
     }
 
     /// Puts the groups in force; those that did not change go on undisturbed.
-    async fn apply(&mut self, loaded: Vec<Loaded>) {
-        let default_ms = i64::try_from(self.inner.settings.interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    async fn apply(&mut self, loaded: Vec<Loaded>, settings: &RulerSettings) {
+        let default_ms = millis(settings.interval).max(1);
         let mut wanted: BTreeMap<String, (TenantId, String, Group)> = BTreeMap::new();
         for (tenant, file, definition) in loaded {
             let group = Group::new(&tenant, &file, definition, default_ms);
@@ -613,7 +694,7 @@ impl Work {
         let Some(key) = self.groups.iter().find(|(_, s)| s.task == task).map(|(k, _)| k.clone()) else { return };
         tracing::error!(group = %key, error = why, "rule group panicked; it begins again from its kept state");
         let Some(slot) = self.groups.remove(&key) else { return };
-        let default_ms = i64::try_from(self.inner.settings.interval.as_millis()).unwrap_or(i64::MAX).max(1);
+        let default_ms = millis(self.inner.settings().interval).max(1);
         let mut group = Group::new(&slot.tenant, &slot.file, slot.definition, default_ms);
         self.restore(&mut group).await;
         self.spawn(slot.tenant, slot.file, group);

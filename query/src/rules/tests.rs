@@ -204,7 +204,7 @@ impl Clock for Shifted {
 async fn ruler(bench: &Bench, rules: &std::path::Path, state: &std::path::Path) -> (Ruler, super::ruler::Running) {
     let pattern = format!("{}/*.yml", rules.display());
     let settings = RulerSettings {
-        sources: vec![RuleSource { tenant: TenantId::default(), files: vec![pattern] }],
+        sources: vec![RuleSource { tenant: TenantId::default(), files: vec![pattern], ..RuleSource::default() }],
         interval: Duration::from_millis(50),
         state_dir: state.to_owned(),
         ..RulerSettings::default()

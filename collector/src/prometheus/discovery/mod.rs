@@ -19,7 +19,7 @@ use storage::model::Labels;
 use tokio::sync::Notify;
 
 use super::{
-    config::{ScrapeConfig, Span, StaticConfig, Text},
+    config::{Discoveries, Span, StaticConfig, Text},
     counters::Counters,
     job::Findings,
 };
@@ -99,29 +99,29 @@ pub enum Discovery {
 }
 
 impl Discovery {
-    pub(super) fn of(config: &ScrapeConfig, folder: &Path, at: &mut Findings<'_>) -> Vec<Discovery> {
+    pub(super) fn of(config: Discoveries<'_>, folder: &Path, at: &mut Findings<'_>) -> Vec<Discovery> {
         let mut out = Vec::new();
-        if !config.static_configs.is_empty() {
+        if !config.fixed.is_empty() {
             let group = |(i, c): (usize, &StaticConfig)| group_of(i.to_string(), c.targets.clone(), c.labels.clone());
-            out.push(Discovery::Static(Arc::new(config.static_configs.iter().enumerate().map(group).collect())));
+            out.push(Discovery::Static(Arc::new(config.fixed.iter().enumerate().map(group).collect())));
         }
-        for (i, c) in config.file_sd_configs.iter().enumerate() {
+        for (i, c) in config.file.iter().enumerate() {
             let mut at = at.below(&format!("file_sd_configs[{i}]"));
             out.push(Discovery::File(file::FileDiscovery::new(c, folder, &mut at)));
         }
-        for (i, c) in config.http_sd_configs.iter().enumerate() {
+        for (i, c) in config.http.iter().enumerate() {
             let mut at = at.below(&format!("http_sd_configs[{i}]"));
             out.push(Discovery::Http(Arc::new(http::HttpDiscovery::new(c, folder, &mut at))));
         }
-        for (i, c) in config.dns_sd_configs.iter().enumerate() {
+        for (i, c) in config.dns.iter().enumerate() {
             let mut at = at.below(&format!("dns_sd_configs[{i}]"));
             out.push(Discovery::Dns(dns::DnsDiscovery::new(c, &mut at)));
         }
-        for (i, c) in config.docker_sd_configs.iter().enumerate() {
+        for (i, c) in config.docker.iter().enumerate() {
             let mut at = at.below(&format!("docker_sd_configs[{i}]"));
             out.push(Discovery::Docker(Arc::new(docker::DockerDiscovery::new(c, folder, &mut at))));
         }
-        for (i, c) in config.kubernetes_sd_configs.iter().enumerate() {
+        for (i, c) in config.kubernetes.iter().enumerate() {
             let mut at = at.below(&format!("kubernetes_sd_configs[{i}]"));
             out.push(Discovery::Kubernetes(Arc::new(kubernetes::KubernetesDiscovery::new(c, folder, &mut at))));
         }

@@ -1,8 +1,9 @@
 //! Alerts to an Alertmanager over its API v2.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::json;
+use storage::model::Labels;
 use tokio_util::sync::CancellationToken;
 
 use super::{Notice, queue::Queue, time};
@@ -56,13 +57,33 @@ impl Secret {
     }
 }
 
+/// Sends what an Alertmanager is told in a way of its own: TLS, proxies, headers and credentials are its affair.
+#[async_trait::async_trait]
+pub trait Post: Send + Sync {
+    /// Posts JSON: the answer's status and the beginning of its text, or why there is none.
+    async fn post(&self, url: &str, body: Vec<u8>) -> Result<(u16, String), String>;
+}
+
+/// Changes the labels of an alert; `false`: this alert is not told.
+pub type Relabel = Arc<dyn Fn(&mut Labels) -> bool + Send + Sync>;
+
 /// One Alertmanager.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Alertmanager {
     /// Below which `/api/v2` is.
     pub url: url::Url,
     pub timeout: Duration,
     pub credentials: Credentials,
+    /// Instead of our own client and `credentials`.
+    pub via: Option<Arc<dyn Post>>,
+    /// What becomes of labels on the way here.
+    pub relabel: Option<Relabel>,
+}
+
+impl std::fmt::Debug for Alertmanager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.alerts_url())
+    }
 }
 
 /// Why a delivery failed.
@@ -122,6 +143,14 @@ impl Alertmanager {
     async fn post(&self, client: &reqwest::Client, batch: &[Notice]) -> Result<(), Failed> {
         let alerts: Vec<serde_json::Value> = batch.iter().map(wire).collect();
         let body = serde_json::to_vec(&alerts).map_err(|e| Failed::ForGood(e.to_string()))?;
+        if let Some(via) = &self.via {
+            let sent = tokio::time::timeout(self.timeout, via.post(&self.alerts_url(), body)).await;
+            let sent = sent.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)));
+            return match sent.map_err(Failed::ForNow)? {
+                (200..300, _) => Ok(()),
+                (status, text) => Err(refusal(status, text)),
+            };
+        }
         let mut request = client.post(self.alerts_url()).header("content-type", "application/json").body(body);
         request = match &self.credentials {
             Credentials::None => request,
@@ -135,12 +164,15 @@ impl Alertmanager {
         if status.is_success() {
             return Ok(());
         }
-        let mut text = answer.text().await.unwrap_or_default();
-        text.truncate(text.char_indices().map(|(i, _)| i).take_while(|i| *i <= SHOWN_MAX).last().unwrap_or(0));
-        let why = format!("status {status}: {text}");
-        // A bad alert among good ones: the same request would be refused again.
-        Err(if status.as_u16() == 400 { Failed::ForGood(why) } else { Failed::ForNow(why) })
+        Err(refusal(status.as_u16(), answer.text().await.unwrap_or_default()))
     }
+}
+
+fn refusal(status: u16, mut text: String) -> Failed {
+    text.truncate(text.char_indices().map(|(i, _)| i).take_while(|i| *i <= SHOWN_MAX).last().unwrap_or(0));
+    let why = format!("status {status}: {text}");
+    // A bad alert among good ones: the same request would be refused again.
+    if status == 400 { Failed::ForGood(why) } else { Failed::ForNow(why) }
 }
 
 fn wire(notice: &Notice) -> serde_json::Value {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Value as Json, json};
 use storage::{
     metrics::MetricLine,
@@ -46,12 +46,18 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Desk(Arc<Inner>);
 
-struct Inner {
+/// What a reload changes.
+struct Force {
     plan: Plan,
+    external_url: String,
+}
+
+struct Inner {
+    /// Changed only by whoever holds `state`, so that numbers of routes in there are those of the plan.
+    force: RwLock<Arc<Force>>,
     state: Mutex<Dispatch>,
     changed: Notify,
     clock: Arc<dyn Clock>,
-    external_url: String,
     file: PathBuf,
     /// One writer at a time, so that the newest state is on the disk last.
     writing: tokio::sync::Mutex<()>,
@@ -77,11 +83,10 @@ impl Desk {
         });
         let started_ms = clock.now().nanos().div_euclid(1_000_000);
         Desk(Arc::new(Inner {
-            plan,
+            force: RwLock::new(Arc::new(Force { plan, external_url })),
             state: Mutex::new(Dispatch::restore(saved)),
             changed: Notify::new(),
             clock,
-            external_url,
             file,
             writing: tokio::sync::Mutex::new(()),
             sent: AtomicU64::new(0),
@@ -94,8 +99,27 @@ impl Desk {
         self.0.clock.now().nanos().div_euclid(1_000_000)
     }
 
+    fn force(&self) -> Arc<Force> {
+        self.0.force.read().clone()
+    }
+
+    /// Puts another plan in force. Silences and what was told stay; so do groups and their times unless the plan differs.
+    pub fn replace(&self, plan: Plan, external_url: String) {
+        let mut state = self.0.state.lock();
+        let same = self.force().plan.mark == plan.mark;
+        let force = Arc::new(Force { plan, external_url });
+        if !same {
+            state.regroup(&force.plan, self.now());
+        }
+        *self.0.force.write() = force;
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
     pub fn take(&self, notices: &[Notice]) {
-        self.0.state.lock().take(&self.0.plan, notices, self.now());
+        let mut state = self.0.state.lock();
+        state.take(&self.force().plan, notices, self.now());
+        drop(state);
         self.0.changed.notify_one();
     }
 
@@ -107,14 +131,18 @@ impl Desk {
         let mut groups: HashMap<Id, GroupKey> = HashMap::new();
         loop {
             let now = self.now();
-            let due = self.0.state.lock().due(&self.0.plan, now);
+            let (due, force) = {
+                let mut state = self.0.state.lock();
+                let force = self.force();
+                (state.due(&force.plan, now), force)
+            };
             for message in due {
                 match open.iter_mut().find(|(k, _, _)| *k == message.group) {
                     Some(entry) => entry.1 += 1,
                     None => open.push((message.group.clone(), 1, false)),
                 }
                 let key = message.group.clone();
-                let task = deliveries.spawn(self.clone().deliver(client.clone(), message, now));
+                let task = deliveries.spawn(self.clone().deliver(client.clone(), force.clone(), message, now));
                 groups.insert(task.id(), key);
             }
             let next = self.0.state.lock().next();
@@ -140,16 +168,22 @@ impl Desk {
         }
     }
 
-    async fn deliver(self, client: reqwest::Client, message: Message, now: i64) -> (Message, Result<(), String>) {
+    async fn deliver(
+        self,
+        client: reqwest::Client,
+        force: Arc<Force>,
+        message: Message,
+        now: i64,
+    ) -> (Message, Result<(), String>) {
         let content = Content {
             receiver: &message.receiver,
             group: &message.group,
             alerts: &message.alerts,
-            external_url: &self.0.external_url,
+            external_url: &force.external_url,
         };
-        let channel = self.0.plan.receivers.get(&message.receiver).and_then(|c| c.get(message.channel));
+        let channel = force.plan.receivers.get(&message.receiver).and_then(|c| c.get(message.channel));
         let result = match channel {
-            Some(channel) => deliver::deliver(&client, channel, &content, &self.0.plan.library, now).await,
+            Some(channel) => deliver::deliver(&client, channel, &content, &force.plan.library, now).await,
             None => Err("the receiver has no such channel".to_owned()),
         };
         (message, result)
@@ -262,50 +296,80 @@ impl Desk {
         self.0.state.lock().silences.get(id).map(|s| s.shown(self.now()))
     }
 
-    /// Alerts that fire and match, as the API shows them.
-    pub fn alerts(&self, filter: &[Matcher], silenced: bool, inhibited: bool) -> Vec<Json> {
+    /// Alerts that fire and are wanted, as the API shows them.
+    pub fn alerts(&self, wanted: &Wanted) -> Vec<Json> {
         let now = self.now();
         let state = self.0.state.lock();
+        let force = self.force();
+        state.alerts.values().filter_map(|n| shown(&state, &force.plan, n, wanted, now)).collect()
+    }
+
+    /// As [`Desk::alerts`], by the groups in which receivers are told of them.
+    pub fn groups(&self, wanted: &Wanted) -> Vec<Json> {
+        let now = self.now();
+        let state = self.0.state.lock();
+        let force = self.force();
         let mut out = Vec::new();
-        for notice in state.alerts.values().filter(|n| !n.resolved && n.ends_at > now) {
-            let labels = labels_of(&notice.labels);
-            if !all_match(filter, &labels) {
-                continue;
+        for (key, alerts) in state.grouped() {
+            let alerts: Vec<Json> = alerts.filter_map(|n| shown(&state, &force.plan, n, wanted, now)).collect();
+            if !alerts.is_empty() {
+                let receiver = &force.plan.routes[key.route].receiver;
+                out.push(json!({"labels": key.labels, "receiver": {"name": receiver}, "alerts": alerts}));
             }
-            let silenced_by: Vec<&str> = state.silences.of(&labels, now).collect();
-            let inhibited_by: Vec<String> =
-                state.inhibitors(&self.0.plan, &labels, now).map(|f| format!("{f:016x}")).collect();
-            if (!silenced && !silenced_by.is_empty()) || (!inhibited && !inhibited_by.is_empty()) {
-                continue;
-            }
-            let quiet = !silenced_by.is_empty() || !inhibited_by.is_empty();
-            let receivers = state.receivers(&self.0.plan, &notice.labels);
-            out.push(json!({
-                "labels": notice.labels,
-                "annotations": notice.annotations,
-                "startsAt": time(notice.starts_at),
-                "endsAt": time(notice.ends_at),
-                "updatedAt": time(now),
-                "generatorURL": notice.generator_url,
-                "fingerprint": format!("{:016x}", fingerprint(&notice.labels)),
-                "receivers": receivers.iter().map(|r| json!({"name": r})).collect::<Vec<_>>(),
-                "status": {
-                    "state": if quiet { "suppressed" } else { "active" },
-                    "silencedBy": silenced_by,
-                    "inhibitedBy": inhibited_by,
-                    "mutedBy": [],
-                },
-            }));
         }
         out
     }
 
     /// Names of all receivers.
     pub fn receivers(&self) -> Vec<String> {
-        self.0.plan.receivers.keys().cloned().collect()
+        self.force().plan.receivers.keys().cloned().collect()
     }
 
     pub fn started_ms(&self) -> i64 {
         self.0.started_ms
     }
+}
+
+/// Which alerts are asked for.
+#[derive(Debug)]
+pub struct Wanted {
+    pub matchers: Vec<Matcher>,
+    /// Those that are neither of what follows.
+    pub active: bool,
+    pub silenced: bool,
+    pub inhibited: bool,
+}
+
+/// An alert as the API shows it, if it fires and is wanted.
+fn shown(state: &Dispatch, plan: &Plan, notice: &Notice, wanted: &Wanted, now: i64) -> Option<Json> {
+    let labels = labels_of(&notice.labels);
+    if notice.resolved || notice.ends_at <= now || !all_match(&wanted.matchers, &labels) {
+        return None;
+    }
+    let silenced_by: Vec<&str> = state.silences.of(&labels, now).collect();
+    let inhibited_by: Vec<String> = state.inhibitors(plan, &labels, now).map(|f| format!("{f:016x}")).collect();
+    let quiet = !silenced_by.is_empty() || !inhibited_by.is_empty();
+    if (!wanted.active && !quiet)
+        || (!wanted.silenced && !silenced_by.is_empty())
+        || (!wanted.inhibited && !inhibited_by.is_empty())
+    {
+        return None;
+    }
+    let receivers = state.receivers(plan, &notice.labels);
+    Some(json!({
+        "labels": notice.labels,
+        "annotations": notice.annotations,
+        "startsAt": time(notice.starts_at),
+        "endsAt": time(notice.ends_at),
+        "updatedAt": time(now),
+        "generatorURL": notice.generator_url,
+        "fingerprint": format!("{:016x}", fingerprint(&notice.labels)),
+        "receivers": receivers.iter().map(|r| json!({"name": r})).collect::<Vec<_>>(),
+        "status": {
+            "state": if quiet { "suppressed" } else { "active" },
+            "silencedBy": silenced_by,
+            "inhibitedBy": inhibited_by,
+            "mutedBy": [],
+        },
+    }))
 }

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Desk, Notice,
+    Desk, Notice, Wanted,
     dispatch::Dispatch,
     parse_matchers,
     plan::{self, Plan},
@@ -315,9 +315,10 @@ async fn webhook_slack_and_mail_are_told_and_silences_are_kept() {
         time(soon)
     );
     let id = desk.silence(serde_json::from_str::<WireSilence>(&wire).unwrap()).await.unwrap();
-    let shown = desk.alerts(&[], true, true);
+    let wanted = |silenced| Wanted { matchers: Vec::new(), active: true, silenced, inhibited: true };
+    let shown = desk.alerts(&wanted(true));
     assert_eq!((shown.len(), &shown[0]["status"]["silencedBy"][0]), (2, &id.as_str().into()));
-    assert!(desk.alerts(&[], false, true).is_empty());
+    assert!(desk.alerts(&wanted(false)).is_empty() && desk.groups(&wanted(false)).is_empty());
     stop.cancel();
     let again = Desk::open(Plan::default(), Arc::new(SystemClock::new()), String::new(), file);
     assert_eq!(again.silences(&parse_matchers("job=j").unwrap())[0]["id"], id.as_str());

@@ -124,6 +124,14 @@ impl Dispatch {
         }
     }
 
+    /// Groups all alerts anew, under another plan. What was told is remembered by what a route says, so that it is not told
+    /// again where nothing changed.
+    pub fn regroup(&mut self, plan: &Plan, now: i64) {
+        self.groups.clear();
+        let notices: Vec<Notice> = self.alerts.values().cloned().collect();
+        self.take(plan, &notices, now);
+    }
+
     fn knows(&self, plan: &Plan, key: &GroupKey) -> bool {
         let mark = mark(plan, key, "");
         self.log.range(mark.clone()..).next().is_some_and(|(m, _)| m.starts_with(&mark))
@@ -242,6 +250,11 @@ impl Dispatch {
             }
         }
         out
+    }
+
+    /// Groups at work, each with its alerts.
+    pub fn grouped(&self) -> impl Iterator<Item = (&GroupKey, impl Iterator<Item = &Notice>)> {
+        self.groups.iter().map(|(key, group)| (key, group.alerts.values()))
     }
 
     /// Groups at work.

@@ -14,15 +14,23 @@ mod queue;
 mod silence;
 mod smtp;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use storage::{metrics::MetricLine, model::Labels};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use alertmanager::{Alertmanager, Credentials, Secret};
-pub use desk::Desk;
+pub use alertmanager::{Alertmanager, Credentials, Post, Relabel, Secret};
+pub use desk::{Desk, Wanted};
 pub use plan::parse_matchers;
 use queue::Queue;
 pub use silence::WireSilence;
@@ -85,42 +93,80 @@ pub struct NotifySettings {
     pub desk: Option<Desk>,
 }
 
+/// An Alertmanager at work.
+struct Target {
+    to: Alertmanager,
+    queue: Queue,
+    stop: CancellationToken,
+}
+
 /// Takes notices for all receivers. Clones share them.
 #[derive(Clone, Default)]
 pub struct Notifier {
-    targets: Arc<Vec<(Alertmanager, Queue)>>,
+    targets: Arc<RwLock<Vec<Target>>>,
     desk: Option<Desk>,
-    resend_ms: i64,
+    resend_ms: Arc<AtomicI64>,
+    /// How often Alertmanagers were added that have heard nothing yet.
+    additions: Arc<AtomicU64>,
 }
 
 impl Notifier {
     /// The tasks that deliver end with `stop`.
     pub fn start(settings: NotifySettings, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Self {
-        let mut targets = Vec::new();
-        for target in settings.alertmanagers {
-            let queue = Queue::default();
-            tasks.spawn(target.clone().deliver(queue.clone(), stop.clone()));
-            targets.push((target, queue));
-        }
-        let resend_ms = i64::try_from(settings.resend_delay.as_millis()).unwrap_or(i64::MAX);
-        if let Some(desk) = &settings.desk {
+        let notifier = Notifier { desk: settings.desk, ..Notifier::default() };
+        notifier.set_resend_delay(settings.resend_delay);
+        notifier.set_alertmanagers(settings.alertmanagers, tasks, stop);
+        if let Some(desk) = &notifier.desk {
             tasks.spawn(desk.clone().run(stop.clone()));
         }
-        Notifier { targets: Arc::new(targets), desk: settings.desk, resend_ms }
+        notifier
+    }
+
+    pub fn set_resend_delay(&self, delay: Duration) {
+        let ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        self.resend_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Alerts go to these from now on. What waits for one that stays goes on waiting.
+    pub fn set_alertmanagers(&self, new: Vec<Alertmanager>, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+        let mut targets = self.targets.write();
+        let mut former = std::mem::take(&mut *targets);
+        former.iter().for_each(|t| t.stop.cancel());
+        for to in new {
+            let same = former.iter().position(|t| t.to.alerts_url() == to.alerts_url());
+            if same.is_none() {
+                self.additions.fetch_add(1, Ordering::Relaxed);
+            }
+            let queue = same.map(|i| former.swap_remove(i).queue).unwrap_or_default();
+            let stop = stop.child_token();
+            tasks.spawn(to.clone().deliver(queue.clone(), stop.clone()));
+            targets.push(Target { to, queue, stop });
+        }
     }
 
     /// Whether anybody is to be told anything.
     pub fn is_empty(&self) -> bool {
-        self.targets.is_empty() && self.desk.is_none()
+        self.desk.is_none() && self.targets.read().is_empty()
     }
 
     pub fn resend_ms(&self) -> i64 {
-        self.resend_ms
+        self.resend_ms.load(Ordering::Relaxed)
+    }
+
+    /// When this has grown all that fires is to be told again.
+    pub fn additions(&self) -> u64 {
+        self.additions.load(Ordering::Relaxed)
     }
 
     pub fn notify(&self, notices: &[Notice]) {
-        for (_, queue) in self.targets.iter() {
-            queue.put(notices);
+        for target in self.targets.read().iter() {
+            match &target.to.relabel {
+                None => target.queue.put(notices),
+                Some(relabel) => {
+                    let told: Vec<Notice> = notices.iter().filter_map(|n| relabelled(n, relabel)).collect();
+                    target.queue.put(&told);
+                }
+            }
         }
         if let Some(desk) = &self.desk {
             desk.take(notices);
@@ -132,8 +178,8 @@ impl Notifier {
     }
 
     /// Addresses that Alertmanagers are sent to.
-    pub fn alertmanagers(&self) -> impl Iterator<Item = String> {
-        self.targets.iter().map(|(t, _)| t.alerts_url())
+    pub fn alertmanagers(&self) -> Vec<String> {
+        self.targets.read().iter().map(|t| t.to.alerts_url()).collect()
     }
 
     pub fn metrics(&self) -> Vec<MetricLine> {
@@ -153,13 +199,21 @@ impl Notifier {
             ("rules_notifications_queue_length", "Alerts that wait for an Alertmanager.", "gauge"),
         ];
         for (i, (name, help, kind)) in families.into_iter().enumerate() {
-            for (target, queue) in self.targets.iter() {
-                let labels = vec![("alertmanager", target.shown_url())];
-                out.push(MetricLine { name, help, kind, labels, value: queue.figures()[i] as f64 });
+            for target in self.targets.read().iter() {
+                let labels = vec![("alertmanager", target.to.shown_url())];
+                out.push(MetricLine { name, help, kind, labels, value: target.queue.figures()[i] as f64 });
             }
         }
         out
     }
+}
+
+/// As an Alertmanager is told of it; `None`: not at all.
+fn relabelled(notice: &Notice, relabel: &Relabel) -> Option<Notice> {
+    let mut labels: Labels = notice.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let kept = relabel(&mut labels);
+    let labels = labels.iter().filter(|(_, v)| !v.is_empty()).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+    kept.then(|| Notice { labels, ..notice.clone() })
 }
 
 #[cfg(test)]

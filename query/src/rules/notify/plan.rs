@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
 };
 
@@ -28,6 +29,8 @@ pub struct Plan {
     pub receivers: BTreeMap<String, Vec<Channel>>,
     pub inhibit: Vec<Inhibit>,
     pub library: Library,
+    /// Of the texts it was read from.
+    pub mark: u64,
 }
 
 #[derive(Debug, Default)]
@@ -126,8 +129,11 @@ pub fn read(path: &Path, discover: &Discover) -> Result<Plan, FileError> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| one(format!("cannot read: {e}")))?;
     let root = yaml::parse(&text).map_err(|p| fail(vec![p]))?;
-    let mut reader = Reader { report: Report::default(), base: path.parent().unwrap_or(Path::new("")).to_owned() };
-    let plan = reader.root(&root, discover);
+    let base = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut reader = Reader { report: Report::default(), base, mark: DefaultHasher::new() };
+    text.hash(&mut reader.mark);
+    let mut plan = reader.root(&root, discover);
+    plan.mark = reader.mark.finish();
     let mut problems = reader.report.problems;
     if problems.is_empty() {
         return Ok(plan);
@@ -140,6 +146,7 @@ pub fn read(path: &Path, discover: &Discover) -> Result<Plan, FileError> {
 struct Reader {
     report: Report,
     base: PathBuf,
+    mark: DefaultHasher,
 }
 
 const FILE_FIELDS: [&str; 5] = ["global", "route", "receivers", "inhibit_rules", "templates"];
@@ -237,7 +244,11 @@ impl Reader {
         let found =
             if pattern.contains(['*', '?']) { discover(&pattern) } else { vec![PathBuf::from(pattern.as_ref())] };
         for path in found {
-            let read = std::fs::read_to_string(&path).map_err(|e| e.to_string()).and_then(|text| library.add(&text));
+            let read = std::fs::read_to_string(&path).map_err(|e| e.to_string());
+            let read = read.and_then(|text| {
+                text.hash(&mut self.mark);
+                library.add(&text)
+            });
             if let Err(e) = read {
                 self.report.note(place, format!("template file {}: {e}", path.display()));
             }

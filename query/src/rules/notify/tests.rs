@@ -59,7 +59,7 @@ async fn an_alert_is_tried_again_until_an_alertmanager_takes_it() {
     let (url, seen) = receiver(&[503], &mut tasks).await;
     let stop = CancellationToken::new();
     let credentials = Credentials::Bearer(alertmanager::Secret::Text("t".into()));
-    let target = Alertmanager { url, timeout: Duration::from_secs(5), credentials };
+    let target = Alertmanager { url, timeout: Duration::from_secs(5), credentials, via: None, relabel: None };
     let settings = NotifySettings { resend_delay: Duration::from_secs(60), alertmanagers: vec![target], desk: None };
     let notifier = Notifier::start(settings, &mut tasks, &stop);
     notifier.notify(&[notice("a", false)]);
