@@ -24,7 +24,7 @@ use crate::{
     elastic, loki_push,
     metrics::{IngestMetrics, Protocol},
     ndjson, otlp,
-    remote_write::{self, FamilyMemory},
+    remote_write::{self, SenderMemory},
     reply::Failure,
     tenants::{Beyond, Tenants},
 };
@@ -93,7 +93,7 @@ pub(crate) fn routes(push: Arc<Push>) -> Router {
 /// What handlers share.
 pub(crate) struct Push {
     pub config: PushConfig,
-    pub families: FamilyMemory,
+    pub senders: SenderMemory,
     pub deltas: Arc<Deltas>,
     out: Output,
     memory: Arc<Semaphore>,
@@ -137,13 +137,18 @@ impl Push {
         let memory = Arc::new(Semaphore::new(memory_units));
         Arc::new(Push {
             config,
-            families: FamilyMemory::default(),
+            senders: SenderMemory::default(),
             deltas: Arc::default(),
             out,
             memory,
             memory_units,
             swelling,
         })
+    }
+
+    /// Whether what is pushed goes to the local store and nowhere else.
+    pub fn is_straight_to_store(&self) -> bool {
+        self.out.is_straight_to_store()
     }
 
     /// Nanoseconds since the epoch.
@@ -265,7 +270,6 @@ impl Push {
         batch_id: Option<[u8; 16]>,
     ) -> Result<Beyond, Failure> {
         let beyond = self.config.tenants.admit(&tenant, decoded).map_err(|limited| limited.failure(protocol))?;
-        self.metrics().rejected(protocol, &decoded.rejected);
         let mut fates = Vec::with_capacity(decoded.batches.len());
         for (i, data) in decoded.batches.drain(..).enumerate() {
             let mut batch = Batch::new(tenant.clone(), data);
@@ -275,6 +279,8 @@ impl Push {
         for fate in fates {
             fate.wait().await?;
         }
+        // Now, since a request that comes again brings what was refused of it again.
+        self.metrics().rejected(protocol, &decoded.rejected);
         self.metrics().accepted(protocol, decoded.accepted);
         Ok(beyond)
     }

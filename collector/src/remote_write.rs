@@ -13,11 +13,15 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use pipeline::codec::{
-    Reason,
-    compress::Encoding,
-    remote_write::{self, Families, Version},
+use pipeline::{
+    LABELS_WANTED,
+    codec::{
+        Reason,
+        compress::Encoding,
+        remote_write::{self, Families, KnownSeries, Version, Write},
+    },
 };
 use storage::model::TenantId;
 
@@ -38,12 +42,20 @@ const WRITTEN: [&str; 3] = [
 /// Tenants whose metric families are remembered.
 const TENANTS_MAX: usize = 1000;
 
-/// What 1.0 senders told of metric families, which they do apart from the samples.
+/// What is remembered of a tenant that sends 1.0.
 #[derive(Default)]
-pub(crate) struct FamilyMemory(RwLock<HashMap<TenantId, Arc<RwLock<Families>>>>);
+struct Memory {
+    /// What its senders told of metric families, which they do apart from the samples.
+    families: RwLock<Families>,
+    series: KnownSeries,
+}
 
-impl FamilyMemory {
-    fn of(&self, tenant: &TenantId) -> Arc<RwLock<Families>> {
+/// The tenants' memories.
+#[derive(Default)]
+pub(crate) struct SenderMemory(RwLock<HashMap<TenantId, Arc<Memory>>>);
+
+impl SenderMemory {
+    fn of(&self, tenant: &TenantId) -> Arc<Memory> {
         // Nothing can panic while these locks are held; what is behind them is whole anyway.
         let read = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(known) = read.get(tenant) {
@@ -128,23 +140,28 @@ async fn take(
     let tenant = auth::tenant(headers)?;
     let received = push.receive(headers, body, true).await?;
     *sent = received.sent;
-    let families = push.families.of(&tenant);
-    let mut write = push
-        .decode(received.body.clone(), Encoding::SnappyBlock, move |body, limits, now| {
-            let known = families.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let mut write = remote_write::decode(&body, version, limits, now, &known)?;
-            drop(known);
-            let told = std::mem::take(&mut write.told);
-            if !told.is_empty() {
-                families.write().unwrap_or_else(std::sync::PoisonError::into_inner).learn(told);
+    let memory = push.senders.of(&tenant);
+    // Labels may stay away only where nobody but the store sees the points.
+    let learns = push.is_straight_to_store() && !push.config.tenants.limits_series(&tenant);
+    let mut leave_out = learns;
+    let mut write = loop {
+        let mut write = decode(push, version, received.body.clone(), &memory, leave_out).await?;
+        let delivered =
+            push.deliver(Protocol::RemoteWrite, tenant.clone(), &mut write.decoded, batch_id(headers)).await;
+        match delivered {
+            Err(f) if write.of_known > 0 && f.retry_after == Some(LABELS_WANTED) => {
+                memory.series.forget();
+                leave_out = false;
             }
-            Ok(write)
-        })
-        .await?;
-    if let Some(first) = write.decoded.rejected.details.first() {
-        tracing::debug!(refused = write.decoded.rejected.total(), first = %first.message, "remote write: points refused");
+            delivered => {
+                delivered?;
+                break write;
+            }
+        }
+    };
+    if learns && write.decoded.rejected.total() == 0 {
+        memory.series.learn(std::mem::take(&mut write.declared));
     }
-    push.deliver(Protocol::RemoteWrite, tenant, &mut write.decoded, batch_id(headers)).await?;
     let (mut samples, mut histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
     let rejected = &write.decoded.rejected;
     let over = rejected.by_reason().find(|(reason, _)| *reason == Reason::TenantLimit).map_or(0, |(_, n)| n);
@@ -154,6 +171,37 @@ async fn take(
     histograms = histograms.saturating_sub(rest);
     let error = write.error.or_else(|| (over > 0).then(|| rejected.summary()));
     Ok(Written { samples, histograms, exemplars, error })
+}
+
+/// Reads a request, and learns what it tells of metric families. `leave_out`: the labels of series that the store knows.
+async fn decode(
+    push: &Push,
+    version: Version,
+    body: Bytes,
+    memory: &Arc<Memory>,
+    leave_out: bool,
+) -> Result<Write, Failure> {
+    let memory = memory.clone();
+    let write = push
+        .decode(body, Encoding::SnappyBlock, move |body, limits, now| {
+            let families = memory.families.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let known = leave_out.then_some(&memory.series);
+            let mut write = remote_write::decode_known(&body, version, limits, now, &families, known)?;
+            drop(families);
+            let told = std::mem::take(&mut write.told);
+            if !told.is_empty()
+                && memory.families.write().unwrap_or_else(std::sync::PoisonError::into_inner).learn(told)
+            {
+                // Their series are to be declared again, with what is known now.
+                memory.series.forget();
+            }
+            Ok(write)
+        })
+        .await?;
+    if let Some(first) = write.decoded.rejected.details.first() {
+        tracing::debug!(refused = write.decoded.rejected.total(), first = %first.message, "remote write: points refused");
+    }
+    Ok(write)
 }
 
 #[cfg(test)]

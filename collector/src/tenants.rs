@@ -205,6 +205,11 @@ impl Tenants {
         Ok(beyond)
     }
 
+    /// Whether series count for this tenant, for which each must be told with its labels.
+    pub(crate) fn limits_series(&self, tenant: &TenantId) -> bool {
+        self.named.get(tenant).unwrap_or(&self.defaults).series_max.is_some()
+    }
+
     /// `None`: the tenant has no limits.
     fn state(&self, tenant: &TenantId, now: Instant) -> Option<Arc<State>> {
         let limits = self.named.get(tenant).unwrap_or(&self.defaults);

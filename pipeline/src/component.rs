@@ -161,6 +161,10 @@ impl Batch {
     }
 }
 
+/// `retry_after` of a batch whose points came without the labels of a series that the store does not know: it is to be sent
+/// again at once, with the labels of all its series.
+pub const LABELS_WANTED: Duration = Duration::ZERO;
+
 /// Why a batch was not delivered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DeliveryError {
@@ -216,17 +220,30 @@ pub struct Output {
     feed: Feed,
     budget: Budget,
     source: Option<Arc<Counters>>,
+    is_straight: bool,
 }
 
 impl Output {
     /// A queue of at most `batches` envelopes and `bytes` bytes, outside of any topology (for tests of sources).
     pub fn bounded(batches: usize, bytes: usize) -> (Output, mpsc::Receiver<Envelope>) {
         let (queue, receiver) = mpsc::channel(batches);
-        (Output { feed: Feed::bare(queue), budget: Budget::new(bytes), source: None }, receiver)
+        let feed = Feed::bare(queue);
+        (Output { feed, budget: Budget::new(bytes), source: None, is_straight: false }, receiver)
     }
 
     pub(crate) fn new(feed: Feed, budget: Budget, source: Arc<Counters>) -> Self {
-        Output { feed, budget, source: Some(source) }
+        Output { feed, budget, source: Some(source), is_straight: false }
+    }
+
+    /// The same, known to lead to the local store and nowhere else.
+    pub fn straight_to_store(self) -> Self {
+        Output { is_straight: true, ..self }
+    }
+
+    /// Whether batches go to the local store and nobody else sees them: then points may come without the labels of series
+    /// that the store knows. Those it does not know it answers [`LABELS_WANTED`].
+    pub fn is_straight_to_store(&self) -> bool {
+        self.is_straight
     }
 
     /// Waits for room in the queue, then hands the batch over. The [`Delivery`] tells its fate.

@@ -52,6 +52,9 @@ pub enum AppendError {
     DiskFull { used_percent: u8, limit_percent: u8, retry_after: Duration },
     #[error("invalid batch: {0}")]
     Invalid(String),
+    /// The batch leaves out the labels of a series that is not known (any more) on the day of its points.
+    #[error("points of series {id} come without its labels; send them with their labels")]
+    UnknownSeries { id: i64 },
     /// The write may or may not survive; the sender should retry.
     #[error("cannot write the log of the store: {0}")]
     Io(String),
@@ -66,7 +69,7 @@ impl AppendError {
             | AppendError::DiskFull { .. }
             | AppendError::Io(_)
             | AppendError::Closed => ErrorKind::Overloaded,
-            AppendError::Invalid(_) => ErrorKind::Invalid,
+            AppendError::Invalid(_) | AppendError::UnknownSeries { .. } => ErrorKind::Invalid,
         }
     }
 }

@@ -450,8 +450,8 @@ impl Inner {
             let streams = reader.streams().map_err(|e| e.into_scan(file))?;
             let mut index = state.index.write();
             for s in streams.iter() {
-                let Ok(labels) = crate::model::Labels::from_json(&s.labels) else { continue };
-                index.add(entry.day(), s.stream_id, &Arc::new(labels), s.min_ts, s.max_ts, None);
+                let labels = || crate::model::Labels::from_json(&s.labels).ok().map(Arc::new);
+                index.add(entry.day(), s.stream_id, labels, s.min_ts, s.max_ts, None);
             }
             return Ok(());
         }

@@ -19,6 +19,7 @@ use crate::{
     compact::delete::{DeleteRequest, Receipt},
     head::{
         HeadBatch, HeadRows, TableHead,
+        points::Spans,
         rows::{self, StoredRows},
         series::LabelIndex,
     },
@@ -331,7 +332,7 @@ impl Store {
         range: TimeRange,
     ) -> Result<Vec<StreamInfo>, ScanError> {
         let found = self.find(tenant, Table::Logs, matchers, range).await?;
-        Ok(found.into_iter().map(|(id, e)| StreamInfo { id, labels: e.labels }).collect())
+        Ok(found.into_iter().map(|e| StreamInfo { id: e.id, labels: e.labels }).collect())
     }
 
     /// Metric series alive in the range (in days at the edges), by labels; sorted by labels.
@@ -344,11 +345,49 @@ impl Store {
         let found = self.find(tenant, Table::MetricSeries, matchers, range).await?;
         Ok(found
             .into_iter()
-            .map(|(id, e)| {
+            .map(|e| {
                 let text = e.meta.as_deref().cloned().unwrap_or_default();
-                SeriesInfo { id, labels: e.labels, metric_type: text.metric_type, unit: text.unit, help: text.help }
+                SeriesInfo {
+                    id: e.id,
+                    labels: e.labels,
+                    metric_type: text.metric_type,
+                    unit: text.unit,
+                    help: text.help,
+                }
             })
             .collect())
+    }
+
+    /// Label names of the log streams ([`Table::Logs`]) or metric series (any other table) alive in the range, sorted. Costs
+    /// as much as there are names, and series where there are matchers; no label set is put together.
+    pub async fn label_names(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        matchers: &[Matcher],
+        range: TimeRange,
+    ) -> Result<Vec<String>, ScanError> {
+        let matchers = matchers.to_vec();
+        self.look(tenant, table, move |inner, state| {
+            inner.find_indexed(state, range, |i| i.find_names(&matchers, range))
+        })
+        .await
+    }
+
+    /// Values of a label, as [`Store::label_names`] has names.
+    pub async fn label_values(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        name: &str,
+        matchers: &[Matcher],
+        range: TimeRange,
+    ) -> Result<Vec<String>, ScanError> {
+        let (name, matchers) = (name.to_owned(), matchers.to_vec());
+        self.look(tenant, table, move |inner, state| {
+            inner.find_indexed(state, range, |i| i.find_values(&name, &matchers, range))
+        })
+        .await
     }
 
     async fn find(
@@ -357,17 +396,29 @@ impl Store {
         table: Table,
         matchers: &[Matcher],
         range: TimeRange,
-    ) -> Result<Vec<(i64, crate::head::series::Entry)>, ScanError> {
-        let Some(state) = self.inner.table(tenant, table) else { return Ok(Vec::new()) };
-        let (inner, matchers) = (self.inner.clone(), matchers.to_vec());
-        tokio::task::spawn_blocking(move || {
-            let mut out: Vec<_> =
-                inner.find_indexed(&state, range, |i| i.find(&matchers, range))?.into_iter().collect();
-            out.sort_by(|a, b| a.1.labels.cmp(&b.1.labels));
+    ) -> Result<Vec<crate::head::lookup::Entry>, ScanError> {
+        let matchers = matchers.to_vec();
+        self.look(tenant, table, move |inner, state| {
+            let mut out = inner.find_indexed(state, range, |i| i.find(&matchers, range))?;
+            out.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
             Ok(out)
         })
         .await
-        .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// What is found for a table's streams or series; nothing where there is no such table.
+    async fn look<T: Default + Send + 'static>(
+        &self,
+        tenant: &TenantId,
+        table: Table,
+        look: impl FnOnce(&Inner, &TableState) -> Result<T, ScanError> + Send + 'static,
+    ) -> Result<T, ScanError> {
+        let owner = if table == Table::Logs { Table::Logs } else { Table::MetricSeries };
+        let Some(state) = self.inner.table(tenant, owner) else { return Ok(T::default()) };
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || look(&inner, &state))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
     }
 
     /// Tenants that hold data.
@@ -626,22 +677,23 @@ impl Inner {
     ) -> Result<Option<wal::Entry>, AppendError> {
         let underway = self.appends.lock().clone();
         let mut stored = Vec::with_capacity(append.rows.len());
-        let mut lives = HashMap::new();
+        let mut spans = Spans::default();
         for (table, batch) in &append.rows {
             if batch.num_rows() > 0 && *table != Table::MetricSeries {
-                crate::head::points::lives_of(*table, batch, &mut lives)?;
+                spans.add(*table, batch)?;
                 stored.push(rows::derive(*table, batch)?);
             }
         }
-        for (table, batch) in &append.rows {
-            if *table == Table::MetricSeries && batch.num_rows() > 0 {
-                rows::check_schema(*table, batch)?;
-                let state = self.table_or_create(&append.tenant, *table)?;
-                self.know_series(&state, &lives.keys().map(|(_, day)| *day).collect())?;
-                if let Some(new) = crate::head::points::new_series(&state.index.read(), batch, &lives)? {
-                    // First, so that a series is visible no later than its points.
-                    stored.insert(0, rows::derive(Table::MetricSeries, &new)?);
-                }
+        let of_series = append.rows.iter().filter(|(table, _)| *table == Table::MetricSeries);
+        let series: Vec<&RecordBatch> = of_series.map(|(_, batch)| batch).collect();
+        if !series.is_empty() && !spans.is_empty() {
+            series.iter().try_for_each(|batch| rows::check_schema(Table::MetricSeries, batch))?;
+            let state = self.table_or_create(&append.tenant, Table::MetricSeries)?;
+            self.know_series(&state, &spans.days())?;
+            let new = crate::head::points::new_series(&state.index.read(), &series, &mut spans)?;
+            for rows in &new {
+                // First, so that a series is visible no later than its points.
+                stored.insert(0, rows::derive(Table::MetricSeries, rows)?);
             }
         }
         if stored.is_empty() && append.sources.is_empty() && append.batch_id.is_none() {
@@ -665,7 +717,7 @@ impl Inner {
             (self.clone(), append.tenant.clone(), append.batch_id, append.sources);
         let publish = Box::new(move |committed: &wal::Committed| {
             let _whole = inner.publishing.lock();
-            inner.publish(committed, stored, &targets, lives, reserved);
+            inner.publish(committed, stored, &targets, &spans, reserved);
             inner.sources.record(&tenant, &sources, batch_id);
             // Held until here and not by the caller, who may have gone while the record was on its way.
             drop(admitted);
@@ -681,7 +733,7 @@ impl Inner {
         committed: &wal::Committed,
         stored: Vec<StoredRows>,
         targets: &[Arc<TableState>],
-        lives: HashMap<(i64, i64), (i64, i64)>,
+        spans: &Spans,
         reserved: Reserved,
     ) {
         let (seq, arrived) = (committed.seq, self.env.clock.monotonic());
@@ -720,14 +772,11 @@ impl Inner {
                 self.wake.wake();
             }
         }
-        if !lives.is_empty()
+        if !spans.is_empty()
             && let Some(tenant) = targets.first().map(|t| &t.tenant)
             && let Some(series) = self.table(tenant, Table::MetricSeries)
         {
-            let mut index = series.index.write();
-            for ((id, day), (min, max)) in lives {
-                index.touch(day, id, min, max);
-            }
+            spans.enter(&mut series.index.write());
         }
         reserved.spent();
     }
@@ -746,11 +795,12 @@ impl Inner {
                     }
                     _ => Table::MetricSeries,
                 };
-                let found = match self.table(&request.tenant, owner) {
-                    None => HashMap::new(),
-                    Some(state) => self.find_indexed(&state, request.range, |i| i.find(matchers, request.range))?,
-                };
-                RowSelector::Ids(found.into_keys().collect())
+                RowSelector::Ids(match self.table(&request.tenant, owner) {
+                    None => HashSet::new(),
+                    Some(state) => {
+                        self.find_indexed(&state, request.range, |i| i.find_ids(matchers, request.range))?
+                    }
+                })
             }
         })
     }

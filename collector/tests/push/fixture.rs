@@ -10,9 +10,9 @@ use axum::{Router, body::Body};
 use collector::{PushConfig, push_and_grpc_routers};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
-use pipeline::{Data, DeliveryError, Output};
+use pipeline::{Data, DeliveryError, LABELS_WANTED, Output};
 use storage::{
-    Append, ScanRequest, Store, StoreConfig,
+    Append, AppendError, ScanRequest, Store, StoreConfig,
     model::{Table, TenantId, TimeRange},
 };
 use tokio::task::JoinSet;
@@ -53,6 +53,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreConfig::new(dir.path())).await.unwrap();
         let (out, mut queue) = Output::bounded(16, 64 << 20);
+        let out = out.straight_to_store();
         let mut sink = JoinSet::new();
         let target = store.clone();
         sink.spawn(async move {
@@ -76,7 +77,10 @@ impl Fixture {
                 let fate = target.append(append).await;
                 let fate = fate.map(|_| ()).map_err(|e| DeliveryError::Unavailable {
                     reason: e.to_string(),
-                    retry_after: Duration::from_secs(1),
+                    retry_after: match e {
+                        AppendError::UnknownSeries { .. } => LABELS_WANTED,
+                        _ => Duration::from_secs(1),
+                    },
                 });
                 let _ = envelope.ack.send(fate);
             }

@@ -6,7 +6,7 @@ use pipeline::{
     codec::remote_write::{encode_v1, encode_v2},
 };
 use storage::model::{
-    Labels, MetricBatch, MetricBatchBuilder, Table, TenantId, TimeRange,
+    Labels, Matcher, MetricBatch, MetricBatchBuilder, Table, TenantId, TimeRange,
     batch::{HistogramRow, SeriesMeta},
 };
 
@@ -145,5 +145,43 @@ async fn metadata_of_1_0_that_comes_after_the_samples_reaches_their_series() {
     assert_eq!(
         (known.len(), known[0].metric_type.as_deref(), known[0].help.as_deref()),
         (1, Some("histogram"), Some("Up."))
+    );
+}
+
+#[tokio::test]
+async fn labels_of_known_series_are_asked_for_again_on_each_day_after_a_delete_and_with_new_metadata() {
+    const DAY: i64 = 86_400_000;
+    let f = Fixture::new().await;
+    let tenant = TenantId::default_tenant();
+    let of_job = || vec![Matcher::equal("job", "a")];
+    let push = async |ms: i64, value: f64| {
+        let mut b = MetricBatchBuilder::new();
+        let id = b.series(&Labels::from_pairs([("__name__", "up"), ("job", "a")]), SeriesMeta::default());
+        b.sample(id, ms, None, value);
+        assert_eq!(f.post(PATH, &[], packed(&encode_v1(&b.finish()))).await.status.as_u16(), 204);
+    };
+    push(MS, 1.0).await;
+    push(MS + 1, 2.0).await;
+    f.store.delete_series(&tenant, of_job(), TimeRange::ALL).await.unwrap();
+    push(MS + 2, 3.0).await;
+    push(MS + 3, 4.0).await;
+    push(MS + DAY, 5.0).await;
+    // Late, of the day before.
+    push(MS + 1, 6.0).await;
+    push(MS + DAY + 1, 7.0).await;
+    f.store.flush().await.unwrap();
+    f.store.compact().await.unwrap();
+    let mut values = f.column(Table::MetricSamples, "value").await;
+    values.sort();
+    assert_eq!(values, ["3", "4", "5", "6", "7"]);
+    assert_eq!(f.column(Table::MetricSeries, "labels").await, [r#"{"__name__":"up","job":"a"}"#; 2]);
+    // `up` is a counter with the help `h`, told after its samples.
+    let told = [0x1a, 9, 0x08, 1, 0x12, 2, b'u', b'p', 0x22, 1, b'h'];
+    assert_eq!(f.post(PATH, &[], packed(&told)).await.status.as_u16(), 204);
+    push(MS + DAY + 2, 8.0).await;
+    let found = f.store.series(&tenant, &of_job(), TimeRange::ALL).await.unwrap();
+    assert_eq!(
+        (found.len(), found[0].metric_type.as_deref(), found[0].help.as_deref()),
+        (1, Some("counter"), Some("h"))
     );
 }

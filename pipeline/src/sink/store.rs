@@ -17,7 +17,7 @@ use storage::{
 
 use crate::{
     buffer::{Ack, Permit},
-    component::{Batch, Data, DeliveryError, Envelope, Sink, SinkContext, SinkError},
+    component::{Batch, Data, DeliveryError, Envelope, LABELS_WANTED, Sink, SinkContext, SinkError},
     metrics::{Counters, Fault},
 };
 
@@ -192,6 +192,7 @@ pub(super) fn advance(sources: &mut Vec<SourcePosition>, next: SourcePosition) {
 }
 
 fn push_rows(rows: &mut Vec<(Table, RecordBatch)>, data: Data) {
+    let has_points = data.rows() > 0;
     let parts = match data {
         Data::Logs(b) => vec![(Table::Logs, b)],
         Data::Spans(b) => vec![(Table::Spans, b)],
@@ -202,7 +203,9 @@ fn push_rows(rows: &mut Vec<(Table, RecordBatch)>, data: Data) {
             (Table::MetricExemplars, m.exemplars),
         ],
     };
-    rows.extend(parts.into_iter().filter(|(_, b)| b.num_rows() > 0));
+    // Without labels too, by which the store knows that it is to look whether it knows the series.
+    let wanted = |table: Table, rows: usize| rows > 0 || table == Table::MetricSeries && has_points;
+    rows.extend(parts.into_iter().filter(|(table, b)| wanted(*table, b.num_rows())));
 }
 
 /// Appends until the store takes or refuses it for good: a later position must not overtake these rows.
@@ -215,6 +218,8 @@ pub(super) async fn persist(
     loop {
         let error = match destination.append(append.clone()).await {
             Ok(_) => return Ok(()),
+            // Nobody holds back labels of what comes with a position, and the same again would end the same.
+            Err(e @ AppendError::UnknownSeries { .. }) => return Err(DeliveryError::Rejected(e.to_string())),
             Err(e) => e,
         };
         match refusal(error) {
@@ -237,6 +242,7 @@ fn refusal(error: AppendError) -> DeliveryError {
             DeliveryError::Unavailable { reason, retry_after }
         }
         AppendError::Io(_) => DeliveryError::Unavailable { reason, retry_after: RETRY_AFTER },
+        AppendError::UnknownSeries { .. } => DeliveryError::Unavailable { reason, retry_after: LABELS_WANTED },
         AppendError::Invalid(_) => DeliveryError::Rejected(reason),
         AppendError::Closed => DeliveryError::Stopping,
     }

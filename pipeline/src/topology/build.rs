@@ -255,6 +255,12 @@ impl PipelineBuilder {
         }
         let stores: BTreeSet<String> =
             self.sinks.iter().filter(|(_, _, p)| p.keeps_positions()).map(|(name, _, _)| name.clone()).collect();
+        let local: BTreeSet<String> = self
+            .sinks
+            .iter()
+            .filter(|(_, _, p)| matches!(p, SinkPlan::Configured(SinkConfig::Store(_))))
+            .map(|(name, _, _)| name.clone())
+            .collect();
         let registry = Registry::default();
         let mut start = Start {
             limits: self.limits,
@@ -293,7 +299,12 @@ impl PipelineBuilder {
         for (name, _, maker) in self.sources {
             let counters = registry.add(&name, ComponentKind::Source);
             let budget = process.input(self.limits.input_bytes);
-            let out = Output::new(start.output(&name, &name), budget.clone(), counters.clone());
+            let mut out = Output::new(start.output(&name, &name), budget.clone(), counters.clone());
+            if let Some([only]) = graph.consumers.get(&name).map(Vec::as_slice)
+                && local.contains(only)
+            {
+                out = out.straight_to_store();
+            }
             match maker {
                 None => {
                     budgets.push(budget);

@@ -249,7 +249,7 @@ impl Inner {
         let mut out = HashSet::new();
         let Some(series) = self.table(tenant, Table::MetricSeries) else { return Ok(out) };
         for selector in self.config.downsample.of(tenant, resolution).flat_map(|r| &r.selectors) {
-            out.extend(self.find_indexed(&series, range, |i| i.find(selector, range))?.into_keys());
+            out.extend(self.find_indexed(&series, range, |i| i.find_ids(selector, range))?);
         }
         Ok(out)
     }

@@ -4,6 +4,8 @@
 //! needs little memory, and while a bucket is away ([`spill`]). Batches are immutable; many small ones are merged into one behind the readers' backs.
 
 pub(crate) mod flush;
+pub(crate) mod lookup;
+mod pairs;
 pub(crate) mod points;
 pub(crate) mod rows;
 pub(crate) mod series;

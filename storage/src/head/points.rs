@@ -3,7 +3,10 @@
 //! A series has one row in `metric_series` for each day it has a point on; the WAL carries a row only when it is new, or
 //! when it tells a type, unit or help that was not known (remote write 1.0 sends those after the first samples).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array},
@@ -11,6 +14,7 @@ use arrow::{
 };
 
 use super::{
+    pairs::Slot,
     rows::{StoredRows, StreamSpan},
     series::{LabelIndex, SeriesText},
 };
@@ -22,98 +26,153 @@ use crate::{
         schema,
         time::{MILLIS_PER_DAY, NANOS_PER_DAY, NANOS_PER_MILLI},
     },
+    part::MixedMap,
 };
 
-/// (series, day) to the first and last time of its points, nanoseconds.
-pub(crate) type Lives = HashMap<(i64, i64), (i64, i64)>;
-
-/// Adds the lives of a points batch; other tables are left alone.
-pub(crate) fn lives_of(table: Table, batch: &RecordBatch, lives: &mut Lives) -> Result<(), AppendError> {
-    if !matches!(table, Table::MetricSamples | Table::MetricHistograms | Table::MetricExemplars) {
-        return Ok(());
-    }
-    super::rows::check_schema(table, batch)?;
-    let ids = batch.column(0).as_primitive::<Int64Type>().values();
-    let times = batch.column(1).as_primitive::<Int64Type>().values();
-    let (mut last, mut bounds) = (None, (0, 0));
-    for (id, ms) in ids.iter().zip(times) {
-        let key = (*id, ms.div_euclid(MILLIS_PER_DAY));
-        let ns = ms.saturating_mul(NANOS_PER_MILLI);
-        if last == Some(key) {
-            bounds = (ns.min(bounds.0), ns.max(bounds.1));
-            continue;
-        }
-        if let Some(key) = last {
-            join(lives, key, bounds);
-        }
-        (last, bounds) = (Some(key), (ns, ns));
-    }
-    if let Some(key) = last {
-        join(lives, key, bounds);
-    }
-    Ok(())
+/// Points of one series on one day that follow each other in a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub id: i64,
+    pub day: i64,
+    /// Time of the earliest and the latest, nanoseconds.
+    pub min: i64,
+    pub max: i64,
+    /// Of a series that the index knows on that day.
+    slot: Option<Slot>,
 }
 
-fn join(lives: &mut Lives, key: (i64, i64), bounds: (i64, i64)) {
-    lives.entry(key).and_modify(|b| *b = (b.0.min(bounds.0), b.1.max(bounds.1))).or_insert(bounds);
+/// The spans of an append.
+#[derive(Debug, Default)]
+pub(crate) struct Spans {
+    all: Vec<Span>,
+    /// Numbering of the index that the slots are of.
+    numbering: u64,
+}
+
+impl Spans {
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub fn days(&self) -> HashSet<i64> {
+        let mut days: Vec<i64> = self.all.iter().map(|s| s.day).collect();
+        days.dedup();
+        days.into_iter().collect()
+    }
+
+    /// Adds those of a batch of points; other tables are left alone.
+    pub fn add(&mut self, table: Table, batch: &RecordBatch) -> Result<(), AppendError> {
+        if !matches!(table, Table::MetricSamples | Table::MetricHistograms | Table::MetricExemplars) {
+            return Ok(());
+        }
+        super::rows::check_schema(table, batch)?;
+        let ids = batch.column(0).as_primitive::<Int64Type>().values();
+        let times = batch.column(1).as_primitive::<Int64Type>().values();
+        let from = self.all.len();
+        self.all.reserve(ids.len());
+        // Points of a batch are mostly of one day.
+        let (mut day, mut first, mut last) = (0, 1, 0);
+        for (id, ms) in ids.iter().zip(times) {
+            if *ms < first || *ms > last {
+                day = ms.div_euclid(MILLIS_PER_DAY);
+                first = day.saturating_mul(MILLIS_PER_DAY);
+                last = first.saturating_add(MILLIS_PER_DAY - 1);
+            }
+            let ns = ms.saturating_mul(NANOS_PER_MILLI);
+            match self.all[from..].last_mut() {
+                Some(s) if s.id == *id && s.day == day => (s.min, s.max) = (s.min.min(ns), s.max.max(ns)),
+                _ => self.all.push(Span { id: *id, day, min: ns, max: ns, slot: None }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Widens the lives of the series, which the index knows by now.
+    pub fn enter(&self, index: &mut LabelIndex) {
+        let same = self.numbering == index.numbering;
+        for s in &self.all {
+            match s.slot {
+                Some(slot) if same => index.touch_slot(s.day, slot, s.min, s.max),
+                _ => index.touch(s.day, s.id, s.min, s.max),
+            };
+        }
+    }
 }
 
 /// The rows of `series` that the index lacks, one for each new (series, day), with that day's first and last time.
+/// [`AppendError::UnknownSeries`] when points have no row there and the index does not know their series on their day.
 pub(crate) fn new_series(
     index: &LabelIndex,
-    series: &RecordBatch,
-    lives: &Lives,
-) -> Result<Option<RecordBatch>, AppendError> {
-    let ids = series.column(0).as_primitive::<Int64Type>().values();
-    let texts = series.column(1).as_string::<i32>();
-    let told = ["type", "unit", "help"].map(|name| series.column_by_name(name));
-    let mut row_of: HashMap<i64, u32> = HashMap::with_capacity(ids.len());
-    for (i, id) in ids.iter().enumerate() {
-        row_of.insert(*id, i as u32);
+    series: &[&RecordBatch],
+    spans: &mut Spans,
+) -> Result<Vec<RecordBatch>, AppendError> {
+    let mut row_of: MixedMap<i64, (u32, u32)> = MixedMap::default();
+    for (b, batch) in series.iter().enumerate() {
+        let ids = batch.column(0).as_primitive::<Int64Type>().values();
+        row_of.extend(ids.iter().enumerate().map(|(i, id)| (*id, (b as u32, i as u32))));
     }
-    let mut rows = Vec::new();
-    let (mut first, mut last) = (Vec::new(), Vec::new());
-    for ((id, day), (min, max)) in lives {
-        if let Some(known) = index.entry(*day, *id) {
-            let Some(row) = row_of.get(id) else { continue };
-            let known = match known.meta.as_deref() {
-                Some(text) => [text.metric_type.is_some(), text.unit.is_some(), text.help.is_some()],
-                None => [false; 3],
-            };
-            let new = told.map(|column| column.is_some_and(|c| c.is_valid(*row as usize)));
-            // More than before, and nothing less: two senders that disagree must not write it again and again.
-            if new == known || !known.iter().zip(new).all(|(k, n)| n || !k) {
-                continue;
+    let told: Vec<_> = series.iter().map(|b| ["type", "unit", "help"].map(|name| b.column_by_name(name))).collect();
+    // Of what is new; few, and each once, however its points are spread over the batch.
+    let mut rows: BTreeMap<(u32, u32, i64), (i64, i64)> = BTreeMap::new();
+    spans.numbering = index.numbering;
+    for span in &mut spans.all {
+        let known = index.entry(span.day, span.id);
+        span.slot = known.map(|k| k.slot);
+        let Some((b, row)) = row_of.get(&span.id).copied() else {
+            if known.is_none() {
+                return Err(AppendError::UnknownSeries { id: span.id });
             }
-        }
-        let Some(row) = row_of.get(id) else {
-            return Err(AppendError::Invalid(format!("points of series {id} come without its labels")));
+            continue;
         };
-        let text = texts.value(*row as usize);
-        if id_of_json(text) != *id {
-            return Err(AppendError::Invalid(format!("series id {id} is not the hash of its labels {text}")));
+        let batch = series[b as usize];
+        match known {
+            Some(known) if !tells_more(&told[b as usize], row as usize, known.text) => continue,
+            Some(_) => {}
+            None => check_labels(index, batch, row as usize, span.id)?,
         }
-        if let Some(known) = index.labels(*id)
-            && known.to_json() != text
-        {
-            return Err(AppendError::Invalid(format!("labels {text} collide with {known} in their 64-bit id")));
+        let life = rows.entry((b, row, span.day)).or_insert((span.min, span.max));
+        *life = (life.0.min(span.min), life.1.max(span.max));
+    }
+    let mut out = Vec::new();
+    for (b, batch) in series.iter().enumerate() {
+        let of = || rows.range((b as u32, 0, i64::MIN)..=(b as u32, u32::MAX, i64::MAX));
+        if of().next().is_none() {
+            continue;
         }
-        rows.push(*row);
-        first.push(min.div_euclid(NANOS_PER_MILLI));
-        last.push(max.div_euclid(NANOS_PER_MILLI));
+        let taken: UInt32Array = of().map(|((_, row, _), _)| *row).collect();
+        let taken =
+            arrow::compute::take_record_batch(batch, &taken).map_err(|e| AppendError::Invalid(e.to_string()))?;
+        let mut columns: Vec<ArrayRef> = taken.columns().to_vec();
+        let at = columns.len() - 2;
+        let millis = |ns: &i64| ns.div_euclid(NANOS_PER_MILLI);
+        columns[at] = Arc::new(of().map(|(_, (min, _))| millis(min)).collect::<Int64Array>());
+        columns[at + 1] = Arc::new(of().map(|(_, (_, max))| millis(max)).collect::<Int64Array>());
+        let new = RecordBatch::try_new(schema::input(Table::MetricSeries), columns);
+        out.push(new.map_err(|e| AppendError::Invalid(e.to_string()))?);
     }
-    if rows.is_empty() {
-        return Ok(None);
+    Ok(out)
+}
+
+/// Whether a row has a type, unit or help that is not known, and lacks none that is: two senders that disagree must not
+/// write it again and again.
+fn tells_more(told: &[Option<&ArrayRef>; 3], row: usize, known: Option<&SeriesText>) -> bool {
+    let known = known.map_or([false; 3], |t| [t.metric_type.is_some(), t.unit.is_some(), t.help.is_some()]);
+    let new = told.map(|column| column.is_some_and(|c| c.is_valid(row)));
+    new != known && known.iter().zip(new).all(|(k, n)| n || !k)
+}
+
+/// The labels of a series that is new on its day must be those of its id.
+fn check_labels(index: &LabelIndex, batch: &RecordBatch, row: usize, id: i64) -> Result<(), AppendError> {
+    let text = batch.column(1).as_string::<i32>().value(row);
+    if id_of_json(text) != id {
+        return Err(AppendError::Invalid(format!("series id {id} is not the hash of its labels {text}")));
     }
-    let taken = arrow::compute::take_record_batch(series, &UInt32Array::from(rows))
-        .map_err(|e| AppendError::Invalid(e.to_string()))?;
-    let mut columns: Vec<ArrayRef> = taken.columns().to_vec();
-    let at = columns.len() - 2;
-    columns[at] = Arc::new(Int64Array::from(first));
-    columns[at + 1] = Arc::new(Int64Array::from(last));
-    RecordBatch::try_new(schema::input(Table::MetricSeries), columns)
-        .map(Some)
-        .map_err(|e| AppendError::Invalid(e.to_string()))
+    match index.labels(id) {
+        Some(known) if known.to_json() != text => {
+            Err(AppendError::Invalid(format!("labels {text} collide with {known} in their 64-bit id")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Enters streams or series of stored rows into the index of their table.
@@ -131,7 +190,7 @@ pub(crate) fn index_rows(index: &mut LabelIndex, rows: &StoredRows) {
 pub(crate) fn index_streams(index: &mut LabelIndex, streams: &[StreamSpan]) {
     for s in streams {
         for (min, max) in &s.lives {
-            index.add(min.div_euclid(NANOS_PER_DAY), s.id, &s.labels, *min, *max, None);
+            index.add(min.div_euclid(NANOS_PER_DAY), s.id, || Some(s.labels.clone()), *min, *max, None);
         }
     }
 }
@@ -152,7 +211,6 @@ pub(crate) fn index_series(index: &mut LabelIndex, batch: &RecordBatch, whole_da
         d.is_valid(i).then(|| Arc::from(d.values().as_string::<i32>().value(d.keys().value(i) as usize)))
     };
     for i in 0..batch.num_rows() {
-        let Ok(labels) = Labels::from_json(texts.value(i)) else { continue };
         let day = first.value(i).div_euclid(MILLIS_PER_DAY);
         let (first, last) = if whole_day {
             (day.saturating_mul(MILLIS_PER_DAY), (day + 1).saturating_mul(MILLIS_PER_DAY) - 1)
@@ -163,7 +221,7 @@ pub(crate) fn index_series(index: &mut LabelIndex, batch: &RecordBatch, whole_da
         index.add(
             day,
             ids.value(i),
-            &Arc::new(labels),
+            || Labels::from_json(texts.value(i)).ok().map(Arc::new),
             first.saturating_mul(NANOS_PER_MILLI),
             last.saturating_mul(NANOS_PER_MILLI),
             Some(meta),

@@ -2,23 +2,18 @@
 //!
 //! A day is filled from the parts of that day when it is first asked for, and from every append at once. Entries are never
 //! wrong about labels; their life span may be wider than the rows, never narrower.
+//!
+//! Held small, for millions of series: labels are numbers of [`Pairs`], and a series has a slot, the next free number when it
+//! is first met. A day knows slots by pages, so that one series on each of ten thousand days costs a page each. Looking up is
+//! in [`super::lookup`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use crate::model::{Labels, MatchOp, Matcher, TimeRange, Timestamp};
-
-/// What is known of one stream or series on one day.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub labels: Arc<Labels>,
-    /// Nanoseconds, inclusive.
-    pub min_ts: i64,
-    pub max_ts: i64,
-    pub meta: Option<Arc<SeriesText>>,
-}
+use super::pairs::{Pair, Pairs, Slot};
+use crate::{model::Labels, part::MixedMap};
 
 /// Type, unit and help of a series.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -40,154 +35,197 @@ impl SeriesText {
     }
 }
 
+/// What is known of one stream or series on one day.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Life {
+    /// Nanoseconds, inclusive; `min_ts > max_ts`: not known.
+    pub min_ts: i64,
+    pub max_ts: i64,
+    /// Place in the index' texts, or [`NO_TEXT`].
+    pub text: u32,
+}
+
+pub(super) const NO_TEXT: u32 = u32::MAX;
+
+/// Slots of one page of a day.
+pub(super) const PAGE: usize = 64;
+
+/// One life for each of [`PAGE`] slots.
+pub(super) type Page = [Life; PAGE];
+
+const UNKNOWN: Life = Life { min_ts: i64::MAX, max_ts: i64::MIN, text: NO_TEXT };
+
+impl Life {
+    pub fn is_known(&self) -> bool {
+        self.min_ts <= self.max_ts
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct DayIndex {
-    entries: HashMap<i64, Entry>,
-    /// (name, value) to ids, for `=` matchers.
-    postings: HashMap<(Arc<str>, Arc<str>), Vec<i64>>,
+    pub(super) pages: MixedMap<u32, Box<Page>>,
+    /// Streams or series.
+    len: usize,
     /// Parts whose streams are already in.
     pub parts: HashSet<String>,
+}
+
+impl DayIndex {
+    pub(super) fn life(&self, slot: Slot) -> Option<&Life> {
+        let page = self.pages.get(&(slot / PAGE as u32))?;
+        Some(&page[slot as usize % PAGE]).filter(|life| life.is_known())
+    }
+
+    fn life_mut(&mut self, slot: Slot) -> Option<&mut Life> {
+        let page = self.pages.get_mut(&(slot / PAGE as u32))?;
+        Some(&mut page[slot as usize % PAGE]).filter(|life| life.is_known())
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct LabelIndex {
     pub days: BTreeMap<i64, DayIndex>,
-    names: HashSet<Arc<str>>,
-    /// Of every id on any day, so that nobody walks over the days for them: rows may come from tens of thousands.
-    labels: HashMap<i64, Arc<Labels>>,
+    pub(super) pairs: Pairs,
+    slots: MixedMap<i64, Slot>,
+    /// Id of each slot.
+    pub(super) ids: Vec<i64>,
+    /// Pairs of all slots, end to end, each slot's sorted by name; and where each slot's end.
+    slot_pairs: Vec<Pair>,
+    ends: Vec<usize>,
+    /// Each text once.
+    texts: Vec<Arc<SeriesText>>,
+    text_of: HashMap<Arc<SeriesText>, u32>,
     /// Grows when days are forgotten: who filled them and then looks must look whether it was for nothing.
     pub generation: u64,
+    /// Grows when slots get other numbers.
+    pub numbering: u64,
     /// (day, series) that a delete may be about to remove: they do not count as known to appends.
     pub doomed: HashSet<(i64, i64)>,
 }
 
+/// A known series on one day, for those who append to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known<'a> {
+    pub slot: Slot,
+    pub text: Option<&'a SeriesText>,
+}
+
 impl LabelIndex {
-    fn intern(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(text) {
-            return known.clone();
-        }
-        let new: Arc<str> = Arc::from(text);
-        self.names.insert(new.clone());
-        new
-    }
-
     /// What is known of a series, for those who append to it: nothing of one that a delete may be about to remove.
-    pub fn entry(&self, day: i64, id: i64) -> Option<&Entry> {
-        self.days.get(&day)?.entries.get(&id).filter(|_| !self.doomed.contains(&(day, id)))
+    pub fn entry(&self, day: i64, id: i64) -> Option<Known<'_>> {
+        let slot = *self.slots.get(&id)?;
+        let life = self.days.get(&day)?.life(slot)?;
+        if !self.doomed.is_empty() && self.doomed.contains(&(day, id)) {
+            return None;
+        }
+        Some(Known { slot, text: self.text(life.text).map(Arc::as_ref) })
     }
 
-    /// Labels of an id on any day.
-    pub fn labels(&self, id: i64) -> Option<&Arc<Labels>> {
-        self.labels.get(&id)
+    /// Labels of an id that was met on any day.
+    pub fn labels(&self, id: i64) -> Option<Labels> {
+        self.slots.get(&id).map(|slot| self.labels_of(*slot))
+    }
+
+    pub(super) fn pairs_of(&self, slot: Slot) -> &[Pair] {
+        let slot = slot as usize;
+        let start = slot.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.slot_pairs[start..self.ends[slot]]
+    }
+
+    pub(super) fn labels_of(&self, slot: Slot) -> Labels {
+        let pairs: Vec<(&str, &str)> = self
+            .pairs_of(slot)
+            .iter()
+            .map(|p| (self.pairs.name_text(self.pairs.name_of(*p)), self.pairs.value_text(*p)))
+            .collect();
+        Labels::packed(&pairs)
+    }
+
+    pub(super) fn text(&self, at: u32) -> Option<&Arc<SeriesText>> {
+        self.texts.get(at as usize)
+    }
+
+    fn intern_text(&mut self, text: SeriesText) -> u32 {
+        if let Some(at) = self.text_of.get(&text) {
+            return *at;
+        }
+        let (at, text) = (self.texts.len() as u32, Arc::new(text));
+        self.texts.push(text.clone());
+        self.text_of.insert(text, at);
+        at
     }
 
     /// Widens the life of a known entry; `false` when the id is not known on that day.
     pub fn touch(&mut self, day: i64, id: i64, min_ts: i64, max_ts: i64) -> bool {
-        match self.days.get_mut(&day).and_then(|d| d.entries.get_mut(&id)) {
-            Some(e) => {
-                e.min_ts = e.min_ts.min(min_ts);
-                e.max_ts = e.max_ts.max(max_ts);
+        self.slots.get(&id).copied().is_some_and(|slot| self.touch_slot(day, slot, min_ts, max_ts))
+    }
+
+    /// As [`LabelIndex::touch`] for a slot of the present numbering.
+    pub fn touch_slot(&mut self, day: i64, slot: Slot, min_ts: i64, max_ts: i64) -> bool {
+        match self.days.get_mut(&day).and_then(|d| d.life_mut(slot)) {
+            Some(life) => {
+                life.min_ts = life.min_ts.min(min_ts);
+                life.max_ts = life.max_ts.max(max_ts);
                 true
             }
             None => false,
         }
     }
 
-    /// Adds or widens an entry.
+    /// Adds or widens an entry. `labels` is asked for only where no day knows the id.
     pub fn add(
         &mut self,
         day: i64,
         id: i64,
-        labels: &Arc<Labels>,
+        labels: impl FnOnce() -> Option<Arc<Labels>>,
         min_ts: i64,
         max_ts: i64,
         meta: Option<SeriesText>,
     ) {
-        if self.touch(day, id, min_ts, max_ts) {
-            if let (Some(meta), Some(e)) = (meta, self.days.get_mut(&day).and_then(|d| d.entries.get_mut(&id)))
-                && e.meta.as_deref() != Some(&meta)
-            {
-                e.meta = Some(Arc::new(meta.or(e.meta.as_deref())));
+        let slot = match self.slots.get(&id) {
+            Some(slot) => *slot,
+            None => {
+                let Some(labels) = labels() else { return };
+                self.register(id, &labels)
             }
-            return;
-        }
-        // Days share the label sets.
-        let labels = self.labels.entry(id).or_insert_with(|| labels.clone()).clone();
-        let pairs: Vec<(Arc<str>, Arc<str>)> = labels.iter().map(|(n, v)| (self.intern(n), self.intern(v))).collect();
+        };
+        let meta = meta.map(|meta| {
+            let old = self.days.get(&day).and_then(|d| d.life(slot)).and_then(|l| self.text(l.text));
+            meta.or(old.map(Arc::as_ref))
+        });
+        let text = meta.map(|meta| self.intern_text(meta));
         let day = self.days.entry(day).or_default();
-        for pair in pairs {
-            day.postings.entry(pair).or_default().push(id);
-        }
-        day.entries.insert(id, Entry { labels, min_ts, max_ts, meta: meta.map(Arc::new) });
+        let page = day.pages.entry(slot / PAGE as u32).or_insert_with(|| Box::new([UNKNOWN; PAGE]));
+        let life = &mut page[slot as usize % PAGE];
+        day.len += usize::from(!life.is_known());
+        life.min_ts = life.min_ts.min(min_ts);
+        life.max_ts = life.max_ts.max(max_ts.max(min_ts));
+        life.text = text.unwrap_or(life.text);
     }
 
-    /// Entries alive in the range that match, by id; life and text of several days are joined.
-    pub fn find(&self, matchers: &[Matcher], range: TimeRange) -> HashMap<i64, Entry> {
-        let mut out: HashMap<i64, Entry> = HashMap::new();
-        let mut verdicts: HashMap<i64, bool> = HashMap::new();
-        let first = range.start().day();
-        let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
-        for day in self.days.range(first..=last).map(|(_, d)| d) {
-            // The shortest posting list of an `=` matcher decides whom to look at.
-            let candidates = matchers
-                .iter()
-                .filter(|m| m.op() == MatchOp::Eq && !m.value().is_empty())
-                .map(|m| day.posting(m.name(), m.value()))
-                .min_by_key(|p| p.len());
-            let mut visit = |id: i64, e: &Entry| {
-                if !range.overlaps(Timestamp(e.min_ts), Timestamp(e.max_ts)) {
-                    return;
-                }
-                let hit = *verdicts.entry(id).or_insert_with(|| matchers.iter().all(|m| m.matches(&e.labels)));
-                if !hit {
-                    return;
-                }
-                out.entry(id)
-                    .and_modify(|o| {
-                        o.min_ts = o.min_ts.min(e.min_ts);
-                        o.max_ts = o.max_ts.max(e.max_ts);
-                        if e.meta.is_some() {
-                            o.meta = e.meta.clone();
-                        }
-                    })
-                    .or_insert_with(|| e.clone());
-            };
-            match candidates {
-                Some(ids) => ids.iter().for_each(|id| {
-                    if let Some(e) = day.entries.get(id) {
-                        visit(*id, e);
-                    }
-                }),
-                None => day.entries.iter().for_each(|(id, e)| visit(*id, e)),
-            }
+    /// Gives a new series its slot: the one place where a series comes to be known.
+    fn register(&mut self, id: i64, labels: &Labels) -> Slot {
+        let slot = self.ids.len() as Slot;
+        for (name, value) in labels.iter() {
+            let pair = self.pairs.intern(name, value);
+            self.pairs.post(pair, slot);
+            self.slot_pairs.push(pair);
         }
-        out
-    }
-
-    /// (day, id) of the entries that [`LabelIndex::find`] finds.
-    pub fn find_days(&self, matchers: &[Matcher], range: TimeRange) -> HashSet<(i64, i64)> {
-        let first = range.start().day();
-        let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
-        let found = self.find(matchers, range);
-        self.days
-            .range(first..=last)
-            .flat_map(|(day, d)| d.entries.iter().map(move |(id, e)| (*day, *id, e)))
-            .filter(|(_, id, e)| found.contains_key(id) && range.overlaps(Timestamp(e.min_ts), Timestamp(e.max_ts)))
-            .map(|(day, id, _)| (day, id))
-            .collect()
+        self.ends.push(self.slot_pairs.len());
+        self.ids.push(id);
+        self.slots.insert(id, slot);
+        slot
     }
 
     /// Forgets these days, so that they are filled again.
     pub fn forget_days(&mut self, days: &BTreeSet<i64>) {
         self.generation += 1;
         self.days.retain(|day, _| !days.contains(day));
-        self.forget_labels();
-    }
-
-    /// Of ids that no day has any more.
-    fn forget_labels(&mut self) {
-        let alive: HashSet<i64> = self.days.values().flat_map(|d| d.entries.keys().copied()).collect();
-        self.labels.retain(|id, _| alive.contains(id));
+        self.forget_series();
     }
 
     /// Forgets days before `day`.
@@ -195,59 +233,46 @@ impl LabelIndex {
         let kept = self.days.split_off(&day);
         let forgotten = std::mem::replace(&mut self.days, kept);
         if !forgotten.is_empty() {
-            self.forget_labels();
+            self.forget_series();
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.days.values().map(|d| d.entries.len()).sum()
+    /// Series that no day has any more, once they are half of all: then the rest is numbered anew.
+    fn forget_series(&mut self) {
+        let mut alive = vec![false; self.ids.len()];
+        for (page, lives) in self.days.values().flat_map(|d| &d.pages) {
+            for (i, _) in lives.iter().enumerate().filter(|(_, life)| life.is_known()) {
+                alive[*page as usize * PAGE + i] = true;
+            }
+        }
+        if alive.iter().filter(|a| **a).count() * 2 > self.ids.len() {
+            return;
+        }
+        let old = std::mem::take(self);
+        self.generation = old.generation;
+        self.numbering = old.numbering + 1;
+        for (slot, _) in alive.iter().enumerate().filter(|(_, alive)| **alive) {
+            self.register(old.ids[slot], &old.labels_of(slot as Slot));
+        }
+        for (day, known) in &old.days {
+            self.days.entry(*day).or_default().parts.clone_from(&known.parts);
+            for (page, lives) in &known.pages {
+                for (i, life) in lives.iter().enumerate().filter(|(_, life)| life.is_known()) {
+                    let id = old.ids[*page as usize * PAGE + i];
+                    let text = old.text(life.text).map(|t| t.as_ref().clone());
+                    self.add(*day, id, || None, life.min_ts, life.max_ts, text);
+                }
+            }
+        }
+        self.doomed = old.doomed;
     }
-}
 
-impl DayIndex {
-    fn posting(&self, name: &str, value: &str) -> &[i64] {
-        self.postings.get(&(Arc::from(name), Arc::from(value))).map(Vec::as_slice).unwrap_or_default()
+    /// Streams or series, counted on each day.
+    pub fn len(&self) -> usize {
+        self.days.values().map(DayIndex::len).sum()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn labels(job: &str) -> Arc<Labels> {
-        Arc::new(Labels::from_pairs([("__name__", "up"), ("job", job)]))
-    }
-
-    #[test]
-    fn labels_are_known_as_long_as_a_day_has_them() {
-        let mut index = LabelIndex::default();
-        index.add(0, 1, &labels("a"), 0, 1, None);
-        index.add(20_000, 1, &labels("a"), 0, 1, None);
-        index.add(3, 2, &labels("b"), 0, 1, None);
-        assert!(index.labels(1).is_some() && index.labels(2).is_some());
-        index.drop_before(10);
-        assert!(index.labels(1).is_some() && index.labels(2).is_none());
-        assert_eq!((index.len(), index.days.len()), (1, 1));
-    }
-
-    #[test]
-    fn an_entry_is_found_on_the_days_it_lived_and_by_every_matcher() {
-        const DAY: i64 = crate::model::time::NANOS_PER_DAY;
-        let mut index = LabelIndex::default();
-        for (id, job) in [(1, "a"), (2, "b")] {
-            index.add(0, id, &labels(job), 10, 20, None);
-        }
-        index.add(1, 1, &labels("a"), DAY, DAY + 5, None);
-        let find = |m: Matcher, start: i64, end: i64| {
-            let range = TimeRange::new(Timestamp(start), Timestamp(end)).unwrap();
-            let mut ids: Vec<i64> = index.find(&[m], range).into_keys().collect();
-            ids.sort_unstable();
-            ids
-        };
-        assert_eq!(find(Matcher::equal("job", "a"), 0, 2 * DAY), [1]);
-        assert_eq!(find(Matcher::new("job", MatchOp::Re, "a|b").unwrap(), 0, 15), [1, 2]);
-        assert_eq!(find(Matcher::new("job", MatchOp::Ne, "a").unwrap(), 0, 15), [2]);
-        assert_eq!(find(Matcher::equal("zone", ""), 21, DAY), [] as [i64; 0]);
-        assert_eq!(find(Matcher::equal("zone", ""), DAY, DAY + 1), [1]);
-    }
-}
+#[path = "series_tests.rs"]
+mod tests;

@@ -292,7 +292,8 @@ pub struct HistogramRow {
     pub is_float: bool,
 }
 
-/// Metrics in motion: points and the series they belong to. Every `series_id` in a points batch has its row in `series`.
+/// Metrics in motion: points and the series they belong to. Every `series_id` in a points batch has its row in `series`;
+/// but on the way straight into the store, series that it knows may go without.
 #[derive(Clone, Debug)]
 pub struct MetricBatch {
     pub series: RecordBatch,
@@ -445,6 +446,14 @@ impl MetricBatchBuilder {
         self.id.push(id);
         self.ts_ms.push(ts_ms);
         self.start_ms.append_option(start_ms);
+        self.value.push(value);
+    }
+
+    /// Adds a sample to a series that the store knows, which is not declared.
+    pub fn sample_of_known(&mut self, id: i64, ts_ms: i64, value: f64) {
+        self.id.push(id);
+        self.ts_ms.push(ts_ms);
+        self.start_ms.append_null();
         self.value.push(value);
     }
 

@@ -1,4 +1,7 @@
 //! Label matchers `=`, `!=`, `=~`, `!~`; regular expressions are anchored at both ends, as in Prometheus and Loki.
+//!
+//! What selectors mostly ask by regular expression (`a|b|c`, `prefix.*`) is answered without one: a label may have a million
+//! values, and each is asked about.
 
 use regex::Regex;
 
@@ -21,27 +24,121 @@ pub struct Matcher {
     name: String,
     op: MatchOp,
     value: String,
-    regex: Option<Regex>,
+    pattern: Pattern,
+}
+
+/// How a value is told.
+#[derive(Clone, Debug)]
+enum Pattern {
+    /// `=` and `!=`.
+    Value,
+    /// Any of these, which are sorted.
+    Values(Vec<String>),
+    /// What begins so and ends so, with at least so many characters more in between.
+    Ends {
+        prefix: String,
+        suffix: String,
+        between: usize,
+    },
+    Regex(Regex),
+}
+
+/// Longest expression that is looked at for being a simple one.
+const SIMPLE_BYTES_MAX: usize = 64 << 10;
+
+impl Pattern {
+    /// `None`: it takes a regular expression.
+    fn simple(re2: &str) -> Option<Pattern> {
+        if re2.len() > SIMPLE_BYTES_MAX {
+            return None;
+        }
+        let inner = re2.strip_prefix('(').and_then(|t| t.strip_suffix(')')).filter(|t| !t.contains(['(', ')']));
+        let mut values = vec![String::new()];
+        let mut rest = inner.unwrap_or(re2);
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            let first = values.len() == 1;
+            let last = values.last_mut().expect("never empty");
+            match c {
+                '|' => values.push(String::new()),
+                // Escaped punctuation is itself.
+                '\\' => {
+                    let escaped = rest.chars().next().filter(char::is_ascii_punctuation)?;
+                    // RE2 has no meaning for these, some engines do.
+                    if matches!(escaped, '<' | '>') {
+                        return None;
+                    }
+                    last.push(escaped);
+                    rest = &rest[1..];
+                }
+                '.' if first && inner.is_none() => {
+                    let between = match rest.chars().next()? {
+                        '*' => 0,
+                        '+' => 1,
+                        _ => return None,
+                    };
+                    let mut suffix = Pattern::simple(&rest[1..])?;
+                    let Pattern::Values(ends) = &mut suffix else { return None };
+                    // `a.*|b` is none of these, and what a group may be is not asked.
+                    let plain = ends.len() == 1 && !rest[1..].contains(['(', '|']);
+                    let suffix = ends.pop().filter(|_| plain)?;
+                    return Some(Pattern::Ends { prefix: values.pop()?, suffix, between });
+                }
+                '.' | '*' | '+' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '^' | '$' => return None,
+                c => last.push(c),
+            }
+        }
+        values.sort_unstable();
+        values.dedup();
+        Some(Pattern::Values(values))
+    }
+
+    fn is_match(&self, value: &str) -> bool {
+        match self {
+            Pattern::Value => false,
+            Pattern::Values(values) => values.binary_search_by(|v| v.as_str().cmp(value)).is_ok(),
+            Pattern::Ends { prefix, suffix, between } => {
+                value.len() >= prefix.len() + suffix.len() + between
+                    && value.starts_with(prefix.as_str())
+                    && value.ends_with(suffix.as_str())
+            }
+            Pattern::Regex(regex) => regex.is_match(value),
+        }
+    }
 }
 
 impl Matcher {
     /// Errors when `op` is a regular-expression operator and `value` does not compile.
     pub fn new(name: impl Into<String>, op: MatchOp, value: impl Into<String>) -> Result<Self, regex::Error> {
         let (name, value) = (name.into(), value.into());
-        let regex = match op {
-            MatchOp::Eq | MatchOp::Ne => None,
-            // `(?s:` so that `.` also matches a newline, as in Prometheus.
-            MatchOp::Re | MatchOp::Nre => Some(
-                regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
-                    .size_limit(MATCHER_REGEX_BYTES_MAX)
-                    .build()?,
-            ),
+        let pattern = match op {
+            MatchOp::Eq | MatchOp::Ne => Pattern::Value,
+            MatchOp::Re | MatchOp::Nre => match Pattern::simple(&value) {
+                Some(simple) => simple,
+                // `(?s:` so that `.` also matches a newline, as in Prometheus.
+                None => Pattern::Regex(
+                    regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
+                        .size_limit(MATCHER_REGEX_BYTES_MAX)
+                        .build()?,
+                ),
+            },
         };
-        Ok(Matcher { name, op, value, regex })
+        Ok(Matcher { name, op, value, pattern })
     }
 
     pub fn equal(name: impl Into<String>, value: impl Into<String>) -> Self {
-        Matcher { name: name.into(), op: MatchOp::Eq, value: value.into(), regex: None }
+        Matcher { name: name.into(), op: MatchOp::Eq, value: value.into(), pattern: Pattern::Value }
+    }
+
+    /// The values that it names one by one, and whether it accepts those (and no other) or all but those. `None`: it does
+    /// not name its values.
+    pub fn named_values(&self) -> Option<(impl Iterator<Item = &str>, bool)> {
+        let values = match &self.pattern {
+            Pattern::Value => std::slice::from_ref(&self.value),
+            Pattern::Values(values) => values.as_slice(),
+            _ => return None,
+        };
+        Some((values.iter().map(String::as_str), matches!(self.op, MatchOp::Eq | MatchOp::Re)))
     }
 
     pub fn name(&self) -> &str {
@@ -61,8 +158,8 @@ impl Matcher {
         match self.op {
             MatchOp::Eq => value == self.value,
             MatchOp::Ne => value != self.value,
-            MatchOp::Re => self.regex.as_ref().is_some_and(|r| r.is_match(value)),
-            MatchOp::Nre => !self.regex.as_ref().is_some_and(|r| r.is_match(value)),
+            MatchOp::Re => self.pattern.is_match(value),
+            MatchOp::Nre => !self.pattern.is_match(value),
         }
     }
 
@@ -107,5 +204,42 @@ mod tests {
         assert!(Matcher::new("zz", MatchOp::Re, ".*").unwrap().matches(&labels));
         assert!(!Matcher::new("zz", MatchOp::Re, ".+").unwrap().matches(&labels));
         assert!(Matcher::new("a", MatchOp::Re, "(").is_err());
+    }
+
+    #[test]
+    fn simple_expressions_take_no_regex() {
+        for simple in ["", "a", "a|b", "(a|b)", "a|", ".*", ".+", "a.*", ".*a", "a.+b", r"10\.0\.0\.1:9100", "é|ü.x"]
+        {
+            let is_simple = !matches!(Matcher::new("a", MatchOp::Re, simple).unwrap().pattern, Pattern::Regex(_));
+            assert_eq!(is_simple, simple != "é|ü.x", "{simple}");
+        }
+        for other in [
+            "a.*|b", "(a).*", "(a)(b)", "(?i)a", "a?", "[a]", r"\d", r"\Qa\E", "^a$", "a.*b.*", "(a|b", "{a}", "a.",
+            "|.*",
+        ] {
+            let pattern = Matcher::new("a", MatchOp::Re, other).map(|m| m.pattern);
+            assert!(!matches!(pattern, Ok(Pattern::Values(_) | Pattern::Ends { .. })), "{other}");
+        }
+    }
+
+    /// Expressions put together from pieces, against the engine.
+    #[test]
+    fn simple_expressions_match_as_the_engine_does() {
+        let pieces = ["a", "b", "é", "|", ".*", ".+", "(", ")", r"\.", ".", r"\-", "?", "\n"];
+        let values = ["", "a", "b", "ab", "ba", "aa", "a.b", "é", "aé", "a\nb", "-", "é.", "abab", "\n", "."];
+        let mut next = 1u64;
+        for _ in 0..20_000 {
+            let mut re = String::new();
+            for _ in 0..next % 6 {
+                next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                re.push_str(pieces[(next >> 33) as usize % pieces.len()]);
+            }
+            next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) ^ next >> 40;
+            let Some(simple) = Pattern::simple(&re) else { continue };
+            let engine = regex::Regex::new(&format!("^(?s:{})$", re2::translate(&re))).unwrap();
+            for v in values {
+                assert_eq!(simple.is_match(v), engine.is_match(v), "{re:?} on {v:?}");
+            }
+        }
     }
 }

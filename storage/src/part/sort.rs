@@ -42,6 +42,10 @@ impl Hasher for Mixed {
     fn write_i64(&mut self, n: i64) {
         self.write_u64(n as u64);
     }
+
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(u64::from(n));
+    }
 }
 
 pub(crate) type MixedMap<K, V> = HashMap<K, V, BuildHasherDefault<Mixed>>;

@@ -72,6 +72,11 @@ impl<'a> Reader<'a> {
         self.bytes.is_empty()
     }
 
+    /// Bytes that are left.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The next number of a packed list.
     #[inline]
     pub fn varint(&mut self) -> Result<u64, Malformed> {

@@ -8,6 +8,7 @@ use super::{
     Families, Family, Version,
     families::HELP_BYTES_MAX,
     histogram::{self, GAPS_MAX, varint},
+    known::{Declared, KnownSeries, LabelsHash, Look, day_of},
     type_name,
 };
 use crate::{
@@ -46,6 +47,10 @@ pub struct Write {
     pub error: Option<String>,
     /// Families told by the request (1.0), for [`Families::learn`].
     pub told: Vec<(String, Family)>,
+    /// Series that came with their labels, for [`KnownSeries::learn`].
+    pub declared: Declared,
+    /// Samples of known series, which have no row among the series.
+    pub of_known: u64,
 }
 
 /// Who hears of a refusal beside our own counters.
@@ -82,6 +87,11 @@ struct Decoder<'a, 'l> {
     rows: MetricBatchBuilder,
     gaps: usize,
     met: u64,
+    /// Known series (1.0), and the labels' hash of the present one.
+    store_has: Option<Look<'l>>,
+    hash: Option<LabelsHash>,
+    /// Time and value of the samples of a known series.
+    samples: Vec<(i64, f64)>,
     out: Write,
 }
 
@@ -94,6 +104,18 @@ pub fn decode(
     limits: &Limits,
     now: i64,
     known: &Families,
+) -> Result<Write, Malformed> {
+    decode_known(body, version, limits, now, known, None)
+}
+
+/// As [`decode`], for what goes straight into the store: samples of series in `store_has` come without their labels (1.0).
+pub fn decode_known(
+    body: &[u8],
+    version: Version,
+    limits: &Limits,
+    now: i64,
+    known: &Families,
+    store_has: Option<&KnownSeries>,
 ) -> Result<Write, Malformed> {
     let (mut told, mut symbols) = (Vec::new(), Vec::new());
     let mut r = Reader::new(body);
@@ -113,6 +135,8 @@ pub fn decode(
         return Err(Malformed("the first symbol is not the empty string".to_owned()));
     }
     let bounds = TimeBounds::new(limits, now);
+    let store_has = store_has.filter(|_| version == Version::V1).map(KnownSeries::look);
+    let declared = store_has.as_ref().map(Look::declares).unwrap_or_default();
     let mut d = Decoder {
         version,
         limits,
@@ -128,7 +152,10 @@ pub fn decode(
         rows: MetricBatchBuilder::new(),
         gaps: GAPS_MAX,
         met: 0,
-        out: Write::default(),
+        store_has,
+        hash: None,
+        samples: Vec::new(),
+        out: Write { declared, ..Write::default() },
     };
     let series = if version == Version::V1 { 1 } else { 5 };
     let mut r = Reader::new(body);
@@ -138,7 +165,8 @@ pub fn decode(
         }
     }
     d.flush();
-    let mut out = d.out;
+    let mut out = std::mem::take(&mut d.out);
+    drop(d);
     out.decoded.accepted = out.samples + out.histograms + out.exemplars;
     out.told = told;
     Ok(out)
@@ -195,7 +223,56 @@ impl<'a> Decoder<'a, '_> {
         clip(out, SHOWN_BYTES_MAX)
     }
 
+    /// Takes the samples of a series that the store knows. `false`: it is not known, or there is more to it than samples of
+    /// today that may be taken.
+    #[inline]
+    fn known(&mut self, bytes: &'a [u8]) -> Result<bool, Malformed> {
+        self.hash = None;
+        let Some(store_has) = &self.store_has else { return Ok(false) };
+        let mut r = Reader::new(bytes);
+        let rest = loop {
+            let before = r;
+            match r.field()? {
+                Some((1, _)) => {}
+                Some(_) => break before,
+                None => return Ok(false),
+            }
+        };
+        let hash = store_has.hash(&bytes[..bytes.len() - rest.len()]);
+        self.hash = Some(hash);
+        let Some(id) = store_has.id(hash) else { return Ok(false) };
+        self.samples.clear();
+        let mut r = rest;
+        while let Some((number, wire)) = r.field()? {
+            if number != 2 {
+                return Ok(false);
+            }
+            let (ms, value, _) = point(wire.bytes()?, false)?;
+            if ms < self.oldest || ms > self.newest || !store_has.is_of_day(ms) {
+                return Ok(false);
+            }
+            self.samples.push((ms, value));
+        }
+        let n = self.samples.len();
+        if (self.out.samples + self.out.histograms) as usize + n > self.limits.records_max {
+            return Ok(false);
+        }
+        for (ms, value) in &self.samples {
+            self.rows.sample_of_known(id, *ms, *value);
+        }
+        self.met += n as u64;
+        self.out.samples += n as u64;
+        self.out.of_known += n as u64;
+        if self.rows.len() >= self.limits.batch_rows_max {
+            self.flush();
+        }
+        Ok(true)
+    }
+
     fn series(&mut self, bytes: &'a [u8]) -> Result<(), Malformed> {
+        if self.known(bytes)? {
+            return Ok(());
+        }
         let (head, broken) = self.head(bytes)?;
         let checked = match broken {
             Some(refusal) => Err(refusal),
@@ -392,19 +469,17 @@ impl<'a> Decoder<'a, '_> {
     }
 
     fn sample(&mut self, bytes: &[u8], head: &Head<'a>, id: &mut Option<i64>) -> Result<(), Malformed> {
-        let (mut value, mut ms, mut start) = (0.0, 0i64, 0i64);
-        let mut r = Reader::new(bytes);
-        while let Some((number, wire)) = r.field()? {
-            match number {
-                1 => value = f64::from_bits(wire.fixed64()?),
-                2 => ms = wire.varint()? as i64,
-                3 if self.version == Version::V2 => start = wire.varint()? as i64,
-                _ => {}
-            }
-        }
+        let (ms, value, start) = point(bytes, self.version == Version::V2)?;
         if let Err(refusal) = self.check_point(ms) {
             self.refuse(Tell::Sender, 1, refusal);
             return Ok(());
+        }
+        if id.is_none()
+            && let Some(hash) = self.hash.take()
+        {
+            // The day of its first sample; should others be of another day, the store has rows for both.
+            let id = self.declared(head, id);
+            self.out.declared.push(hash, id, day_of(ms));
         }
         let id = self.declared(head, id);
         self.rows.sample(id, ms, Some(start).filter(|s| *s != 0).or(head.created), value);
@@ -573,6 +648,30 @@ impl<'a> Decoder<'a, '_> {
             self.out.decoded.batches.push(Data::Metrics(self.rows.finish()));
         }
     }
+}
+
+/// Time, value and start (0: none; only `with_start`) of a `Sample`.
+#[inline]
+fn point(bytes: &[u8], with_start: bool) -> Result<(i64, f64, i64), Malformed> {
+    // As Prometheus writes it: a value, and a time of this century.
+    if let [9, v0, v1, v2, v3, v4, v5, v6, v7, 16, t0, t1, t2, t3, t4, t5] = bytes
+        && [t0, t1, t2, t3, t4].iter().all(|t| **t >= 0x80)
+        && *t5 < 0x80
+    {
+        let time = [t0, t1, t2, t3, t4, t5].iter().rev().fold(0i64, |ms, t| ms << 7 | i64::from(**t & 0x7f));
+        return Ok((time, f64::from_le_bytes([*v0, *v1, *v2, *v3, *v4, *v5, *v6, *v7]), 0));
+    }
+    let (mut value, mut ms, mut start) = (0.0, 0i64, 0i64);
+    let mut r = Reader::new(bytes);
+    while let Some((number, wire)) = r.field()? {
+        match number {
+            1 => value = f64::from_bits(wire.fixed64()?),
+            2 => ms = wire.varint()? as i64,
+            3 if with_start => start = wire.varint()? as i64,
+            _ => {}
+        }
+    }
+    Ok((ms, value, start))
 }
 
 /// Name and value of a 1.0 `Label`; `None` when either is not UTF-8.

@@ -21,7 +21,7 @@ pub struct Family {
 pub struct Families(HashMap<String, Family>);
 
 impl Families {
-    /// Takes what a request told. Returns whether anything is new.
+    /// Takes what a request told. Returns whether more is known than before; what was told otherwise before is no more.
     pub fn learn(&mut self, told: Vec<(String, Family)>) -> bool {
         let mut new = false;
         for (name, family) in told {
@@ -29,8 +29,10 @@ impl Families {
             match self.0.get_mut(&name) {
                 Some(known) if *known == family => {}
                 Some(known) => {
+                    new |= known.metric_type.is_none() && family.metric_type.is_some()
+                        || known.unit.is_none() && family.unit.is_some()
+                        || known.help.is_none() && family.help.is_some();
                     *known = family;
-                    new = true;
                 }
                 None if room => {
                     self.0.insert(name, family);

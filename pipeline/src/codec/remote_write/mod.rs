@@ -11,13 +11,15 @@ mod decode;
 mod encode;
 mod families;
 pub(in crate::codec) mod histogram;
+mod known;
 
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Write, decode};
+pub use decode::{Write, decode, decode_known};
 pub use encode::{encode_v1, encode_v2};
 pub use families::{Families, Family};
+pub use known::{Declared, KNOWN_SERIES_MAX, KnownSeries};
 
 /// Which message a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

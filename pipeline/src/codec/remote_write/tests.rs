@@ -377,3 +377,52 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn samples_of_known_series_come_without_labels_and_all_else_as_ever() {
+    let known = KnownSeries::default();
+    let take = |body: &[u8], version, limits: &Limits| {
+        decode_known(body, version, limits, NOW, &Families::default(), Some(&known)).unwrap()
+    };
+    let limits = Limits::default();
+    let one = |samples: &[(i64, f64)]| request(&[(b"__name__", b"up"), (b"job", b"a")], samples);
+    let mut first = take(&one(&[(MS, 1.0)]), Version::V1, &limits);
+    let id = ints(&metrics(&first)[0].samples, "series_id")[0];
+    assert_eq!((first.samples, first.of_known), (1, 0));
+    known.learn(std::mem::take(&mut first.declared));
+    let body = one(&[(MS + 1, f64::from_bits(STALE)), (MS + 2, 2.0)]);
+    let w = take(&body, Version::V1, &limits);
+    let m = metrics(&w)[0];
+    assert_eq!((w.samples, w.of_known, w.decoded.accepted, m.series.num_rows()), (2, 2, 2, 0));
+    assert_eq!(
+        (ints(&m.samples, "series_id"), ints(&m.samples, "ts_ms")),
+        (vec![id; 2], vec![Some(MS + 1), Some(MS + 2)])
+    );
+    let values = m.samples.column_by_name("value").unwrap().as_primitive::<Float64Type>();
+    assert_eq!((values.value(0).to_bits(), values.value(1)), (STALE, 2.0));
+    // Other bytes for the same labels.
+    let w = take(&request(&[(b"job", b"a"), (b"__name__", b"up")], &[(MS, 1.0)]), Version::V1, &limits);
+    assert_eq!((w.of_known, ints(&metrics(&w)[0].samples, "series_id")), (0, vec![id]));
+    // Another day, the far future, more points than may be, another version.
+    let day = 86_400_000;
+    for (ms, samples) in [(MS - day, 1), (MS + 4000 * day, 0)] {
+        let w = take(&one(&[(ms, 1.0)]), Version::V1, &limits);
+        assert_eq!((w.of_known, w.samples, w.error.is_some()), (0, samples, samples == 0));
+    }
+    let w = take(&body, Version::V1, &Limits { records_max: 1, ..Limits::default() });
+    assert_eq!((w.of_known, w.samples, w.decoded.rejected.total()), (0, 1, 1));
+    // With an exemplar behind the sample the labels come along.
+    let mut series = Vec::new();
+    for (n, v) in [("__name__", "up"), ("job", "a")] {
+        put_bytes(&mut series, 1, &label_v1(n.as_bytes(), v.as_bytes()));
+    }
+    put_bytes(&mut series, 2, &sample(MS + 1, 1.0));
+    let mut exemplar = Vec::new();
+    double(&mut exemplar, 2, 1.0);
+    put_int(&mut exemplar, 3, MS as u64);
+    put_bytes(&mut series, 3, &exemplar);
+    let mut body = Vec::new();
+    put_bytes(&mut body, 1, &series);
+    let w = take(&body, Version::V1, &limits);
+    assert_eq!((w.of_known, metrics(&w)[0].series.num_rows()), (0, 1));
+}

@@ -1,11 +1,9 @@
 //! `/series`, `/labels` and `/label/x/values`: what there is, by selectors and time.
 
-use std::collections::BTreeSet;
-
 use axum::{body::Body, extract::Request, http::Response};
 use storage::{
-    SeriesInfo,
-    model::{Matcher, TenantId, TimeRange},
+    ScanError, SeriesInfo,
+    model::{Matcher, Table, TenantId, TimeRange},
 };
 
 use super::{Answer, Api, TRUNCATED, query::now_ms};
@@ -112,19 +110,43 @@ pub(super) async fn series(api: Api, request: Request) -> Answer {
     Ok(envelope::prometheus_success(&data, &notes))
 }
 
-fn strings(mut list: Vec<&str>, limit: Option<usize>) -> Response<Body> {
+fn strings(mut list: Vec<String>, limit: Option<usize>) -> Response<Body> {
     let notes = truncated(&mut list, limit);
     let mut data = String::new();
-    encode::write_strings(&mut data, list);
+    encode::write_strings(&mut data, list.iter().map(String::as_str));
     envelope::prometheus_success(&data, &notes)
 }
 
 pub(super) async fn labels(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
     let (matches, limit) = (matches(&params)?, params.limit()?);
-    let found = find(&api, &tenant, &matches, asked(&api, &tenant, &params)?).await?;
-    let names: BTreeSet<&str> = found.iter().flat_map(|s| s.labels.iter().map(|(n, _)| n)).collect();
-    Ok(strings(names.into_iter().collect(), limit))
+    let range = asked(&api, &tenant, &params)?;
+    let names = of_all(&matches, range, |matchers, range| {
+        let (store, tenant) = (&api.store, &tenant);
+        async move { store.label_names(tenant, Table::MetricSeries, &matchers, range).await }
+    });
+    Ok(strings(names.await?, limit))
+}
+
+/// What `look` finds for any of the selectors (of all series if there are none), each once, sorted. Costs as much as is
+/// found, so it is not held to a number of series.
+async fn of_all<F: Future<Output = Result<Vec<String>, ScanError>>>(
+    matches: &[Vec<Matcher>],
+    range: Option<TimeRange>,
+    look: impl Fn(Vec<Matcher>, TimeRange) -> F,
+) -> Result<Vec<String>, QueryError> {
+    let Some(range) = range else { return Ok(Vec::new()) };
+    let everything = [Vec::new()];
+    let matches = if matches.is_empty() { &everything[..] } else { matches };
+    let mut out = Vec::new();
+    for matchers in matches {
+        out.extend(look(matchers.clone(), range).await?);
+    }
+    if matches.len() > 1 {
+        out.sort_unstable();
+        out.dedup();
+    }
+    Ok(out)
 }
 
 pub(super) async fn label_values(api: Api, name: &str, request: Request) -> Answer {
@@ -134,9 +156,12 @@ pub(super) async fn label_values(api: Api, name: &str, request: Request) -> Answ
         return Err(QueryError::BadData(format!("invalid label name: {name:?}")));
     }
     let (matches, limit) = (matches(&params)?, params.limit()?);
-    let found = find(&api, &tenant, &matches, asked(&api, &tenant, &params)?).await?;
-    let values: BTreeSet<&str> = found.iter().filter_map(|s| s.labels.get(&name)).collect();
-    Ok(strings(values.into_iter().collect(), limit))
+    let range = asked(&api, &tenant, &params)?;
+    let values = of_all(&matches, range, |matchers, range| {
+        let (store, tenant, name) = (&api.store, &tenant, &name);
+        async move { store.label_values(tenant, Table::MetricSeries, name, &matchers, range).await }
+    });
+    Ok(strings(values.await?, limit))
 }
 
 /// `U__a_2e_b` is `a.b`: `__` an underscore, `_hex_` a code point. What is not well-formed stays as it is.
