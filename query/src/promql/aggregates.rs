@@ -176,7 +176,7 @@ impl Fetched<'_> {
         self.answered[choice.resolution as usize] += ours.len();
         let (ours, others) = (Arc::new(ours), Arc::new(others));
         let mut parts = Vec::new();
-        let mut points = self.from_buckets(evaluator, &windows, &choice, &ours).await?;
+        let mut points = self.over_buckets(evaluator, &windows, &choice, &ours).await?;
         let mut floats: Vec<bool> = points.iter().map(Option::is_some).collect();
         if choice.steps < steps.count {
             let rest = Steps { start: steps.time(choice.steps), step: steps.step, count: steps.count - choice.steps };
@@ -289,7 +289,7 @@ impl Fetched<'_> {
     }
 
     /// Points of the steps that see aggregated hours, block by block.
-    async fn from_buckets(
+    async fn over_buckets(
         &mut self,
         evaluator: &Evaluator,
         windows: &Windows<'_>,
