@@ -15,7 +15,7 @@ use storage::{
     model::{Labels, MatchOp, Matcher, Table},
 };
 
-use super::{Miss, SAMPLES_MAX, Wanted};
+use super::{Miss, Wanted};
 use crate::fetch::{SeriesData, column};
 
 /// Samples are kept for so much longer than any selector needs them: groups are not all at the same time. Milliseconds.
@@ -87,6 +87,9 @@ pub(super) struct Memory {
     rows: usize,
     /// Samples and series that the figures have of this.
     pub told: (u64, u64),
+    /// How much of each there may be.
+    pub samples_max: usize,
+    pub series_max: usize,
 }
 
 fn key(matchers: &[Matcher]) -> String {
@@ -294,7 +297,7 @@ impl Memory {
             Table::MetricHistograms => self.histograms = tail.mark(),
             _ => self.samples = tail.mark(),
         }
-        if self.rows > SAMPLES_MAX {
+        if self.rows > self.samples_max {
             let all: Vec<i64> = self.held.keys().copied().collect();
             self.drop_series(&all);
         }

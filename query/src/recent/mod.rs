@@ -35,9 +35,9 @@ use crate::{
 };
 use memory::Memory;
 
-/// Series kept of a tenant.
+/// Series kept of all tenants.
 const SERIES_MAX: usize = 400_000;
-/// Samples kept of a tenant, 16 bytes each.
+/// Samples kept of all tenants, 16 bytes each.
 const SAMPLES_MAX: usize = 8_000_000;
 /// How far back from an evaluation a kept selector may look, ms.
 const SPAN_MS_MAX: i64 = 3_660_000;
@@ -110,7 +110,16 @@ impl Recent {
 
     async fn memory(&self, tenant: &TenantId) -> Guard {
         let memory = self.0.tenants.lock().entry(tenant.clone()).or_default().clone();
-        memory.lock_owned().await
+        let mut memory = memory.lock_owned().await;
+        // What others leave.
+        let left = |figure: &AtomicU64, own: u64, max: usize| {
+            let others = figure.load(Ordering::Relaxed).saturating_sub(own);
+            max.saturating_sub(usize::try_from(others).unwrap_or(usize::MAX))
+        };
+        let figures = &self.0.figures;
+        memory.samples_max = left(&figures.samples, memory.told.0, SAMPLES_MAX);
+        memory.series_max = left(&figures.series, memory.told.1, SERIES_MAX);
+        memory
     }
 
     /// The series of the selector with a sample in the interval, sorted by labels, each with its samples in it; `None`: not
@@ -182,7 +191,7 @@ impl Recent {
                 continue;
             }
             let series = self.series(tenant, &w.matchers, w.from_ms, w.at_ms).await?;
-            if series.len() + memory.series() > SERIES_MAX {
+            if series.len() + memory.series() > memory.series_max {
                 continue;
             }
             ids.extend(memory.select(&w, span_ms, series));
@@ -274,7 +283,7 @@ impl Recent {
             for w in memory.clear() {
                 let (from_ms, at_ms) = (w.from_ms, w.at_ms);
                 let series = self.series(tenant, &w.matchers, from_ms, at_ms).await?;
-                if series.len() + memory.series() <= SERIES_MAX {
+                if series.len() + memory.series() <= memory.series_max {
                     ids.extend(memory.select(&w, at_ms - from_ms, series));
                 }
             }
@@ -327,7 +336,7 @@ impl Recent {
         while let Some(batch) = stream.next_of().await {
             let batch = batch?;
             rows += batch.1.num_rows();
-            if rows > SAMPLES_MAX {
+            if rows > memory.samples_max {
                 memory.drop_series(&ids);
                 return Ok(memory);
             }
