@@ -205,14 +205,10 @@ impl Push {
                 continue;
             }
             if let Some(first) = one.take() {
-                // The announced length may be a lie: room for a part of it only.
-                many.reserve(length.unwrap_or(0).min(UNKNOWN_LENGTH).max(first.len() + data.len()));
+                // Memory for all of an announced length was admitted, so that no more than this is ever promised; what a
+                // liar does not send is never touched.
+                many.reserve(length.unwrap_or(0).max(first.len() + data.len()));
                 many.extend_from_slice(&first);
-            }
-            if many.capacity() - many.len() < data.len() {
-                // Much of it is here and memory for all of it was admitted: no need to come to it in steps.
-                let left = length.map_or(0, |l| l.saturating_sub(many.len()));
-                many.reserve(left.max(data.len()));
             }
             many.extend_from_slice(&data);
         }
