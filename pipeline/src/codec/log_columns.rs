@@ -28,6 +28,18 @@ impl Key {
     pub const NULL: Key = Key(-1);
 }
 
+/// Makes room for what is expected of a column that has no value yet.
+fn reserve<T>(column: &mut Vec<T>, rows: usize) {
+    column.reserve_exact(rows.saturating_sub(column.len()));
+}
+
+/// Takes a finished column without the room it did not need, which would count as memory of the head.
+fn tight<T>(column: &mut Vec<T>) -> Vec<T> {
+    let mut out = std::mem::take(column);
+    out.shrink_to_fit();
+    out
+}
+
 /// Takes a hash for what it is.
 #[derive(Default)]
 pub struct Identity(u64);
@@ -80,15 +92,16 @@ impl DictColumn {
         &self.values.values_slice()[offsets[at] as usize..offsets[at + 1] as usize]
     }
 
-    /// `row`: rows before this one.
+    /// `row`: rows before this one. `rows`: as many as are expected in all.
     #[inline]
-    fn push(&mut self, row: usize, key: Key) {
+    fn push(&mut self, row: usize, key: Key, rows: usize) {
         if key == Key::NULL {
             self.nulls = true;
             if self.keys.is_empty() {
                 return;
             }
-        } else if self.keys.len() < row {
+        } else if self.keys.is_empty() {
+            reserve(&mut self.keys, rows);
             self.keys.resize(row, -1);
         }
         self.keys.push(key.0);
@@ -97,7 +110,7 @@ impl DictColumn {
     fn finish(&mut self, rows: usize) -> ArrayRef {
         self.by_hash.clear();
         let values = self.values.finish();
-        let mut keys = std::mem::take(&mut self.keys);
+        let mut keys = tight(&mut self.keys);
         if keys.is_empty() {
             self.nulls = false;
             return new_null_array(&schema::dict(), rows);
@@ -125,7 +138,7 @@ impl<T> Default for Optional<T> {
 
 impl<T: Copy + Default> Optional<T> {
     #[inline]
-    fn push(&mut self, row: usize, value: Option<T>) {
+    fn push(&mut self, row: usize, value: Option<T>, rows: usize) {
         match value {
             None if self.values.is_empty() => {}
             None => {
@@ -133,7 +146,9 @@ impl<T: Copy + Default> Optional<T> {
                 self.valid.push(false);
             }
             Some(v) => {
-                if self.values.len() < row {
+                if self.values.is_empty() {
+                    reserve(&mut self.values, rows);
+                    reserve(&mut self.valid, rows);
                     self.values.resize(row, T::default());
                     self.valid.resize(row, false);
                 }
@@ -145,8 +160,55 @@ impl<T: Copy + Default> Optional<T> {
 
     fn take(&mut self) -> Option<(Vec<T>, NullBuffer)> {
         let valid = NullBuffer::from(std::mem::take(&mut self.valid));
-        let values = std::mem::take(&mut self.values);
+        let values = tight(&mut self.values);
         (!values.is_empty()).then_some((values, valid))
+    }
+}
+
+/// Nullable ids of one length, as the column holds them: a null takes no bytes.
+struct Ids<const N: usize> {
+    bytes: Vec<u8>,
+    /// Where each row's id ends; empty as long as no row has one.
+    ends: Vec<i32>,
+    valid: Vec<bool>,
+}
+
+impl<const N: usize> Default for Ids<N> {
+    fn default() -> Self {
+        Ids { bytes: Vec::new(), ends: Vec::new(), valid: Vec::new() }
+    }
+}
+
+impl<const N: usize> Ids<N> {
+    /// `row`: rows before this one. `rows`: as many as are expected in all.
+    #[inline]
+    fn push(&mut self, row: usize, id: Option<[u8; N]>, rows: usize) {
+        match id {
+            None if self.ends.is_empty() => return,
+            None => {}
+            Some(id) => {
+                if self.ends.is_empty() {
+                    reserve(&mut self.ends, rows + 1);
+                    reserve(&mut self.valid, rows);
+                    self.ends.resize(row + 1, 0);
+                    self.valid.resize(row, false);
+                }
+                self.bytes.extend_from_slice(&id);
+            }
+        }
+        self.ends.push(self.bytes.len() as i32);
+        self.valid.push(id.is_some());
+    }
+
+    fn finish(&mut self, rows: usize) -> ArrayRef {
+        let Ids { mut bytes, mut ends, valid } = std::mem::take(self);
+        if ends.is_empty() {
+            return new_null_array(&arrow::datatypes::DataType::Binary, rows);
+        }
+        let ends = OffsetBuffer::new(ScalarBuffer::from(tight(&mut ends)));
+        let array = BinaryArray::new(ends, Buffer::from_vec(tight(&mut bytes)), Some(NullBuffer::from(valid)));
+        debug_assert_eq!(array.len(), rows);
+        Arc::new(array)
     }
 }
 
@@ -225,17 +287,24 @@ pub struct LogColumns {
     dicts: [DictColumn; COLUMNS],
     severity_number: Optional<i32>,
     flags: Optional<i64>,
-    trace_id: Optional<[u8; 16]>,
-    span_id: Optional<[u8; 8]>,
+    trace_id: Ids<16>,
+    span_id: Ids<8>,
     body: StringBuilder,
     dropped_attributes_count: Optional<i64>,
+    /// Rows that the batch is expected to have; 0: unknown.
+    rows: usize,
 }
 
 impl LogColumns {
-    /// With room for `bytes` bytes of bodies, which a body that grows would come to in steps, each copied. What is not used
-    /// is given back by [`LogColumns::finish`].
-    pub fn with_body_room(bytes: usize) -> Self {
-        LogColumns { body: StringBuilder::with_capacity(0, bytes), ..LogColumns::default() }
+    /// With room for `rows` rows and `bytes` bytes of bodies, both a guess: columns that grow come to it in steps, each copied.
+    /// What is not used is given back by [`LogColumns::finish`].
+    pub fn with_room(rows: usize, bytes: usize) -> Self {
+        LogColumns {
+            ts: Vec::with_capacity(rows),
+            body: StringBuilder::with_capacity(rows, bytes),
+            rows,
+            ..LogColumns::default()
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -263,9 +332,9 @@ impl LogColumns {
 
     #[inline]
     pub fn push(&mut self, row: &Row<'_>) {
-        let at = self.ts.len();
+        let (at, rows) = (self.ts.len(), self.rows);
         self.ts.push(row.ts);
-        self.observed_ts.push(at, row.observed_ts);
+        self.observed_ts.push(at, row.observed_ts, rows);
         let keys = [
             row.stream_labels,
             row.service_name,
@@ -279,20 +348,21 @@ impl LogColumns {
             row.attrs,
         ];
         for (dict, key) in self.dicts.iter_mut().zip(keys) {
-            dict.push(at, key);
+            dict.push(at, key, rows);
         }
-        self.severity_number.push(at, row.severity_number);
-        self.flags.push(at, row.flags);
-        self.trace_id.push(at, row.trace_id);
-        self.span_id.push(at, row.span_id);
+        self.severity_number.push(at, row.severity_number, rows);
+        self.flags.push(at, row.flags, rows);
+        self.trace_id.push(at, row.trace_id, rows);
+        self.span_id.push(at, row.span_id, rows);
         self.body.append_value(row.body);
-        self.dropped_attributes_count.push(at, row.dropped_attributes_count);
+        self.dropped_attributes_count.push(at, row.dropped_attributes_count, rows);
     }
 
     /// The rows so far as one batch; the builder is left empty.
     pub fn finish(&mut self) -> RecordBatch {
         let rows = self.ts.len();
-        let ts = TimestampNanosecondArray::from(std::mem::take(&mut self.ts)).with_timezone("UTC");
+        self.rows = 0;
+        let ts = TimestampNanosecondArray::from(tight(&mut self.ts)).with_timezone("UTC");
         let observed: ArrayRef = match self.observed_ts.take() {
             Some((v, n)) => {
                 Arc::new(TimestampNanosecondArray::new(ScalarBuffer::from(v), Some(n)).with_timezone("UTC"))
@@ -316,8 +386,8 @@ impl LogColumns {
             severity_text,
             event,
             int64(self.flags.take(), rows),
-            binary(self.trace_id.take(), rows),
-            binary(self.span_id.take(), rows),
+            self.trace_id.finish(rows),
+            self.span_id.finish(rows),
             Arc::new(body),
             body_type,
             scope,
@@ -336,26 +406,6 @@ fn int64(values: Option<(Vec<i64>, NullBuffer)>, rows: usize) -> ArrayRef {
         Some((v, n)) => Arc::new(Int64Array::new(ScalarBuffer::from(v), Some(n))),
         None => new_null_array(&arrow::datatypes::DataType::Int64, rows),
     }
-}
-
-fn binary<const N: usize>(values: Option<(Vec<[u8; N]>, NullBuffer)>, rows: usize) -> ArrayRef {
-    let Some((values, nulls)) = values else {
-        return new_null_array(&arrow::datatypes::DataType::Binary, rows);
-    };
-    // A null takes no bytes.
-    let mut bytes = Vec::with_capacity((values.len() - nulls.null_count()) * N);
-    let mut offsets = Vec::with_capacity(values.len() + 1);
-    offsets.push(0i32);
-    for (value, valid) in values.iter().zip(nulls.iter()) {
-        if valid {
-            bytes.extend_from_slice(value);
-        }
-        offsets.push(bytes.len() as i32);
-    }
-    let array =
-        BinaryArray::new(OffsetBuffer::new(ScalarBuffer::from(offsets)), Buffer::from_vec(bytes), Some(nulls));
-    debug_assert_eq!(array.len(), rows);
-    Arc::new(array)
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ pub(crate) fn derive(table: Table, batch: &RecordBatch) -> Result<StoredRows, Ap
             let keys = labels.keys().values();
             let ids: Vec<i64> = texts.iter().map(|v| id_of_json(v.unwrap_or("{}"))).collect();
             streams = stream_spans(&ids, texts, keys, times)?;
-            columns.push(Arc::new(keys.iter().map(|k| ids[*k as usize]).collect::<Int64Array>()) as ArrayRef);
+            let streams_of_rows = Int64Array::from_iter_values(keys.iter().map(|k| ids[*k as usize]));
+            columns.push(Arc::new(streams_of_rows) as ArrayRef);
             let bodies = batch.column(10).as_string::<i32>();
             let templates: Vec<i64> = (0..bodies.len()).map(|i| template_id(bodies.value(i).as_bytes())).collect();
             columns.push(Arc::new(Int64Array::from(templates)));

@@ -167,8 +167,10 @@ struct Decoder<'p> {
 /// `now`: nanoseconds since the epoch, the time of lines without one.
 pub fn decode(body: &[u8], params: &Params, limits: &Limits, now: i64) -> Decoded {
     let mut d = Decoder::new(params, limits, now);
-    d.columns = LogColumns::with_body_room((body.len() / 2).min(limits.batch_bytes_max));
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let first = memchr::memchr(b'\n', body).unwrap_or(body.len());
+    let rows = (body.len() / (first + 1)).min(limits.batch_rows_max);
+    d.columns = LogColumns::with_room(rows, (body.len() / 2).min(limits.batch_bytes_max));
     let whole = std::str::from_utf8(body).ok();
     let mut fields = Vec::new();
     let mut from = 0;

@@ -41,6 +41,9 @@ const INDEX_ATTRIBUTES: [&str; 18] = [
     "k8s.job.name",
 ];
 
+/// Bytes of a record's tag and length.
+const MEMBER_BYTES: usize = 3;
+
 /// What all records of a resource share.
 struct ResourceTexts {
     labels: String,
@@ -70,6 +73,8 @@ struct Decoder<'l> {
     text: String,
     /// Records met so far, taken or not.
     met: u64,
+    /// Bytes of the whole request.
+    bytes: usize,
     out: Decoded,
 }
 
@@ -79,11 +84,12 @@ pub fn decode_logs(body: &[u8], limits: &Limits, now: i64) -> Result<Decoded, Ma
         limits,
         now,
         bounds: TimeBounds::new(limits, now),
-        columns: LogColumns::with_body_room(body.len().min(limits.batch_bytes_max)),
+        columns: LogColumns::default(),
         attributes: RawCache::default(),
         raw: Vec::new(),
         text: String::new(),
         met: 0,
+        bytes: body.len(),
         out: Decoded::default(),
     };
     let mut r = Reader::new(body);
@@ -144,6 +150,12 @@ impl Decoder<'_> {
                 return self.refuse_all(reason, group.members.len() as u64, message);
             }
         };
+        if self.met == 0 && !group.members.is_empty() {
+            // As many to the byte in the rest of the request as here.
+            let here: usize = group.members.iter().map(|m| m.len() + MEMBER_BYTES).sum();
+            let rows = (self.bytes / here).saturating_mul(group.members.len()).min(self.limits.batch_rows_max);
+            self.columns = LogColumns::with_room(rows, self.bytes.min(self.limits.batch_bytes_max));
+        }
         let mut keys = None;
         for record in &group.members {
             self.met += 1;
