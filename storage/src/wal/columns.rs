@@ -68,6 +68,8 @@ struct Blocks {
     out: Vec<u8>,
     /// Not compressed yet; never more than [`BLOCK_BYTES`].
     raw: Vec<u8>,
+    /// Where a block is compressed to, before it is known how long it is.
+    packed: Vec<u8>,
     raw_len: usize,
 }
 
@@ -76,7 +78,7 @@ impl Blocks {
     fn new(expected: usize) -> Self {
         let mut out = Vec::with_capacity(expected.clamp(BLOCK_BYTES, EXPECTED_BYTES_MAX));
         out.extend_from_slice(&[0; 4]);
-        Blocks { out, raw: Vec::new(), raw_len: 0 }
+        Blocks { out, raw: Vec::new(), packed: Vec::new(), raw_len: 0 }
     }
 
     fn put(&mut self, mut bytes: &[u8]) {
@@ -108,13 +110,14 @@ impl Blocks {
 
     fn block(&mut self, raw: &[u8]) {
         self.raw_len += raw.len();
-        let at = self.out.len();
-        self.out.resize(at + 8 + lz4_flex::block::get_maximum_output_size(raw.len()), 0);
-        let (head, block) = self.out[at..].split_at_mut(8);
-        let n = lz4_flex::block::compress_into(raw, block).expect("there is room for any block");
-        head[..4].copy_from_slice(&(raw.len() as u32).to_le_bytes());
-        head[4..].copy_from_slice(&(n as u32).to_le_bytes());
-        self.out.truncate(at + 8 + n);
+        let room = lz4_flex::block::get_maximum_output_size(raw.len());
+        if self.packed.len() < room {
+            self.packed.resize(room, 0);
+        }
+        let n = lz4_flex::block::compress_into(raw, &mut self.packed).expect("there is room for any block");
+        self.out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(&(n as u32).to_le_bytes());
+        self.out.extend_from_slice(&self.packed[..n]);
     }
 
     fn finish(mut self) -> Vec<u8> {
