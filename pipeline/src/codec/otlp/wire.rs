@@ -103,8 +103,35 @@ impl<'a> Reader<'a> {
     }
 
     /// The next field's number and value; `None` at the end.
-    #[inline]
+    #[inline(always)]
     pub fn field(&mut self) -> Result<Option<(u32, Wire<'a>)>, Malformed> {
+        // Nearly all fields, where they are read: a tag of one byte, then fewer than 16 KiB with their length or eight bytes.
+        match self.bytes {
+            [tag @ 0x08..0x80, rest @ ..] if tag & 7 == 2 => {
+                let (len, rest) = match rest {
+                    [n @ 0..0x80, rest @ ..] => (usize::from(*n), rest),
+                    [low, high @ 0..0x80, rest @ ..] => (usize::from(low & 0x7f) | usize::from(*high) << 7, rest),
+                    _ => return self.any_field(),
+                };
+                if let Some((value, rest)) = rest.split_at_checked(len) {
+                    self.bytes = rest;
+                    return Ok(Some((u32::from(tag >> 3), Wire::Bytes(value))));
+                }
+            }
+            [tag @ 0x08..0x80, rest @ ..] if tag & 7 == 1 => {
+                if let Some((value, rest)) = rest.split_first_chunk() {
+                    self.bytes = rest;
+                    return Ok(Some((u32::from(tag >> 3), Wire::Fixed64(u64::from_le_bytes(*value)))));
+                }
+            }
+            _ => {}
+        }
+        self.any_field()
+    }
+
+    /// [`Reader::field`] of any field, and what is wrong with it.
+    #[inline(never)]
+    fn any_field(&mut self) -> Result<Option<(u32, Wire<'a>)>, Malformed> {
         if self.bytes.is_empty() {
             return Ok(None);
         }
@@ -150,6 +177,39 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn fields_read_alike_on_the_short_way_and_the_long(
+            fields in proptest::collection::vec(
+                (prop_oneof![0..20u8, any::<u8>()], prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..12),
+                    proptest::collection::vec(any::<u8>(), 120..140),
+                ]),
+                0..4,
+            ),
+            cut in 0..8usize,
+        ) {
+            let mut bytes = Vec::new();
+            for (tag, value) in &fields {
+                bytes.push(*tag);
+                if tag & 7 == 2 {
+                    put_varint(&mut bytes, value.len() as u64);
+                }
+                bytes.extend_from_slice(value);
+            }
+            bytes.truncate(bytes.len() - cut.min(bytes.len()));
+            let (mut short, mut long) = (Reader::new(&bytes), Reader::new(&bytes));
+            loop {
+                let (a, b) = (short.field(), long.any_field());
+                prop_assert_eq!(format!("{a:?}"), format!("{b:?}"));
+                prop_assert_eq!(short.bytes.len(), if a.is_ok() { long.bytes.len() } else { short.bytes.len() });
+                if !matches!(a, Ok(Some(_))) {
+                    break;
+                }
+            }
+        }
+    }
 
     proptest! {
         #[test]
