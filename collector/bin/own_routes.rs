@@ -39,6 +39,7 @@ impl Own {
     /// All our metrics as Prometheus text.
     pub fn figures(&self) -> String {
         let mut lines = self.store.metrics().lines();
+        lines.extend(self.store.series_lines());
         lines.extend(process_lines(self.started));
         let mut text = render(&lines);
         (self.extra)(&mut text);

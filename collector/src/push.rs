@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use pipeline::{
     Batch, Output,
     codec::{
-        Decoded, Limits,
+        Decoded, Limits, Reason,
         compress::{self, Encoding, InflateError},
         otlp::Deltas,
     },
@@ -256,7 +256,7 @@ impl Push {
     }
 
     /// Hands all batches over and waits until each is acknowledged, within what the tenant may push: rows beyond its
-    /// streams or series are moved to `decoded.rejected`, and told.
+    /// streams, and points that the store left out because of its series, are moved to `decoded.rejected`, and told.
     /// `batch_id`: the sender's; each batch of a split request gets its own, the same for the same request.
     pub async fn deliver(
         &self,
@@ -265,15 +265,26 @@ impl Push {
         decoded: &mut Decoded,
         batch_id: Option<[u8; 16]>,
     ) -> Result<Beyond, Failure> {
-        let beyond = self.config.tenants.admit(&tenant, decoded).map_err(|limited| limited.failure(protocol))?;
+        let mut beyond = self.config.tenants.admit(&tenant, decoded).map_err(|limited| limited.failure(protocol))?;
         let mut fates = Vec::with_capacity(decoded.batches.len());
         for (i, data) in decoded.batches.drain(..).enumerate() {
             let mut batch = Batch::new(tenant.clone(), data);
             batch.batch_id = batch_id.map(|id| nth_batch_id(id, i as u64));
-            fates.push(self.out.send(batch).await?);
+            let refusals = batch.refusals.clone();
+            fates.push((self.out.send(batch).await?, refusals));
         }
-        for fate in fates {
+        for (fate, refusals) in fates {
             fate.wait().await?;
+            if let Some(refused) = refusals.take() {
+                beyond.series.join(refused);
+            }
+        }
+        let points = (beyond.series.samples + beyond.series.histograms) as u64;
+        if beyond.series.rows() > 0 {
+            decoded.accepted = decoded.accepted.saturating_sub(points);
+            decoded
+                .rejected
+                .add_many(Reason::TenantLimit, points, 0, || format!("tenant {tenant}: {}", beyond.series));
         }
         // Now, since a request that comes again brings what was refused of it again.
         self.metrics().rejected(protocol, &decoded.rejected);

@@ -18,7 +18,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pipeline::{
     LABELS_WANTED,
     codec::{
-        Reason,
         compress::Encoding,
         remote_write::{self, Families, KnownSeries, Version, Write},
     },
@@ -142,9 +141,9 @@ async fn take(
     *sent = received.sent;
     let memory = push.senders.of(&tenant);
     // Labels may stay away only where nobody but the store sees the points.
-    let learns = push.is_straight_to_store() && !push.config.tenants.limits_series(&tenant);
+    let learns = push.is_straight_to_store();
     let mut leave_out = learns;
-    let mut write = loop {
+    let (mut write, beyond) = loop {
         let mut write = decode(push, version, received.body.clone(), &memory, leave_out).await?;
         let delivered =
             push.deliver(Protocol::RemoteWrite, tenant.clone(), &mut write.decoded, batch_id(headers)).await;
@@ -153,24 +152,25 @@ async fn take(
                 memory.series.forget();
                 leave_out = false;
             }
-            delivered => {
-                delivered?;
-                break write;
-            }
+            delivered => break (write, delivered?),
         }
     };
     if learns && write.decoded.rejected.total() == 0 {
         memory.series.learn(std::mem::take(&mut write.declared));
     }
-    let (mut samples, mut histograms, exemplars) = (write.samples, write.histograms, write.exemplars);
-    let rejected = &write.decoded.rejected;
-    let over = rejected.by_reason().find(|(reason, _)| *reason == Reason::TenantLimit).map_or(0, |(_, n)| n);
-    // Points of series beyond the tenant's limit, of whatever kind: never more written than were.
-    let rest = over.saturating_sub(samples);
-    samples = samples.saturating_sub(over);
-    histograms = histograms.saturating_sub(rest);
-    let error = write.error.or_else(|| (over > 0).then(|| rejected.summary()));
-    Ok(Written { samples, histograms, exemplars, error })
+    let over = beyond.series;
+    let limit = (over.rows() > 0).then(|| over.to_string());
+    let error = match (write.error, limit) {
+        (Some(error), Some(limit)) => Some(format!("{error}; {limit}")),
+        (error, limit) => error.or(limit),
+    };
+    let left = |n: u64, out: usize| n.saturating_sub(out as u64);
+    Ok(Written {
+        samples: left(write.samples, over.samples),
+        histograms: left(write.histograms, over.histograms),
+        exemplars: left(write.exemplars, over.exemplars),
+        error,
+    })
 }
 
 /// Reads a request, and learns what it tells of metric families. `leave_out`: the labels of series that the store knows.

@@ -1,5 +1,6 @@
-//! What each tenant may push: bytes and rows a second with a burst, streams and series that are active.
+//! What each tenant may push: bytes and rows a second with a burst, log streams that are active.
 //!
+//! The bounds on metric series are the store's, which all series pass ([`storage::config::SeriesLimits`]).
 //! Checked where every push protocol passes ([`crate::push`]). Not for what this machine's own sources read: they wait for
 //! the store and have no sender to answer. Without limits in the configuration nothing is counted and nothing held.
 //!
@@ -7,7 +8,7 @@
 //! it took too much is owed by the next ones. So the rate holds in the long run and no request is too large for ever.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt::Write as _,
     sync::{
         Arc,
@@ -19,21 +20,24 @@ use std::{
 use arrow::{
     array::{Array, AsArray, BooleanArray, RecordBatch},
     compute::filter_record_batch,
-    datatypes::{Int32Type, Int64Type},
+    datatypes::Int32Type,
 };
 use parking_lot::Mutex;
 use pipeline::{
     Data,
     codec::{Decoded, Reason},
 };
-use storage::model::{MetricBatch, TenantId, labels::id_of_json};
+use storage::{
+    Refused,
+    model::{TenantId, labels::id_of_json},
+};
 
 use crate::{metrics::Protocol, reply::Failure};
 
-/// A stream or series without a row for so long is active no more.
+/// A stream without a row for so long is active no more.
 pub const ACTIVE_FOR: Duration = Duration::from_secs(1200);
 
-/// How often a full set of streams or series is searched for idle ones.
+/// How often a full set of streams is searched for idle ones.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Tenants with state; those longest without a request are forgotten for new ones.
@@ -53,8 +57,6 @@ pub struct IngestLimits {
     pub burst: Duration,
     /// Log streams with a row in the last [`ACTIVE_FOR`].
     pub streams_max: Option<usize>,
-    /// Metric series with a point in the last [`ACTIVE_FOR`].
-    pub series_max: Option<usize>,
 }
 
 impl Default for IngestLimits {
@@ -64,17 +66,13 @@ impl Default for IngestLimits {
             rows_per_second: None,
             burst: Duration::from_secs(5),
             streams_max: None,
-            series_max: None,
         }
     }
 }
 
 impl IngestLimits {
     fn is_none(&self) -> bool {
-        self.bytes_per_second.is_none()
-            && self.rows_per_second.is_none()
-            && self.streams_max.is_none()
-            && self.series_max.is_none()
+        self.bytes_per_second.is_none() && self.rows_per_second.is_none() && self.streams_max.is_none()
     }
 }
 
@@ -97,6 +95,8 @@ impl Limited {
 pub(crate) struct Beyond {
     /// Numbers of its log records, ascending, counted over all batches from 0.
     pub logs: Vec<usize>,
+    /// Points that the store left out.
+    pub series: Refused,
 }
 
 /// The limits of all tenants and how far each has used them.
@@ -114,7 +114,6 @@ struct State {
     /// Requests told to come back.
     limited: AtomicU64,
     refused_streams: AtomicU64,
-    refused_series: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -122,7 +121,6 @@ struct Using {
     bytes: Option<Bucket>,
     rows: Option<Bucket>,
     streams: Active,
-    series: Active,
     last: Instant,
 }
 
@@ -132,7 +130,7 @@ impl Tenants {
         Tenants { defaults, named, states: Mutex::default() }
     }
 
-    /// Takes a request's rows from its tenant's rates, and out of it what belongs to streams or series beyond the limits;
+    /// Takes a request's rows from its tenant's rates, and out of it what belongs to streams beyond the limit;
     /// those are counted as rejected. Errors, with nothing taken, when a rate is used up.
     pub(crate) fn admit(&self, tenant: &TenantId, decoded: &mut Decoded) -> Result<Beyond, Limited> {
         self.admit_at(Instant::now(), tenant, decoded)
@@ -169,33 +167,20 @@ impl Tenants {
         // Log records before this batch.
         let mut first = 0;
         for data in &mut decoded.batches {
-            let before = data.rows();
-            let (counter, what, limit) = match data {
-                Data::Logs(batch) => {
-                    let Some(max) = state.limits.streams_max else { continue };
-                    if let Some(keep) = streams_within(batch, &mut using.streams, max, now) {
-                        beyond.logs.extend((first..).zip(&keep).filter(|(_, kept)| !**kept).map(|(row, _)| row));
-                        *batch = rows_of(batch, &BooleanArray::from(keep));
-                    }
-                    first += before;
-                    (&state.refused_streams, "streams", max)
-                }
-                Data::Metrics(batch) => {
-                    let Some(max) = state.limits.series_max else { continue };
-                    if let Some(kept) = series_within(batch, &mut using.series, max, now) {
-                        *batch = kept;
-                    }
-                    (&state.refused_series, "series", max)
-                }
-                Data::Spans(_) => continue,
-            };
-            let out = (before - data.rows()) as u64;
+            let (Data::Logs(batch), Some(max)) = (data, state.limits.streams_max) else { continue };
+            let before = batch.num_rows();
+            if let Some(keep) = streams_within(batch, &mut using.streams, max, now) {
+                beyond.logs.extend((first..).zip(&keep).filter(|(_, kept)| !**kept).map(|(row, _)| row));
+                *batch = rows_of(batch, &BooleanArray::from(keep));
+            }
+            first += before;
+            let out = (before - batch.num_rows()) as u64;
             if out > 0 {
-                counter.fetch_add(out, Ordering::Relaxed);
+                state.refused_streams.fetch_add(out, Ordering::Relaxed);
                 decoded.accepted = decoded.accepted.saturating_sub(out);
                 decoded.rejected.add_many(Reason::TenantLimit, out, 0, || {
                     format!(
-                        "tenant {tenant} has reached its limit of {limit} active {what}; use fewer label values, or \
+                        "tenant {tenant} has reached its limit of {max} active streams; use fewer label values, or \
                          raise `tenants` in the configuration"
                     )
                 });
@@ -203,11 +188,6 @@ impl Tenants {
         }
         decoded.batches.retain(|d| !d.is_empty());
         Ok(beyond)
-    }
-
-    /// Whether series count for this tenant, for which each must be told with its labels.
-    pub(crate) fn limits_series(&self, tenant: &TenantId) -> bool {
-        self.named.get(tenant).unwrap_or(&self.defaults).series_max.is_some()
     }
 
     /// `None`: the tenant has no limits.
@@ -229,7 +209,6 @@ impl Tenants {
             bytes: bucket(limits.bytes_per_second),
             rows: bucket(limits.rows_per_second),
             streams: Active::default(),
-            series: Active::default(),
             last: now,
         };
         let state = Arc::new(State {
@@ -237,7 +216,6 @@ impl Tenants {
             using: Mutex::new(using),
             limited: AtomicU64::new(0),
             refused_streams: AtomicU64::new(0),
-            refused_series: AtomicU64::new(0),
         });
         states.insert(tenant.clone(), state.clone());
         Some(state)
@@ -258,20 +236,14 @@ impl Tenants {
         }
         out.push_str("# TYPE collector_tenant_rows_rejected_total counter\n");
         for (tenant, state) in &states {
-            for (limit, n) in [("streams", &state.refused_streams), ("series", &state.refused_series)] {
-                let n = n.load(Ordering::Relaxed);
-                let _ = writeln!(
-                    out,
-                    "collector_tenant_rows_rejected_total{{tenant=\"{tenant}\",limit=\"{limit}\"}} {n}"
-                );
-            }
+            let n = state.refused_streams.load(Ordering::Relaxed);
+            let _ =
+                writeln!(out, "collector_tenant_rows_rejected_total{{tenant=\"{tenant}\",limit=\"streams\"}} {n}");
         }
         out.push_str("# TYPE collector_tenant_active gauge\n");
         for (tenant, state) in &states {
-            let using = state.using.lock();
-            for (what, n) in [("streams", using.streams.seen.len()), ("series", using.series.seen.len())] {
-                let _ = writeln!(out, "collector_tenant_active{{tenant=\"{tenant}\",what=\"{what}\"}} {n}");
-            }
+            let n = state.using.lock().streams.seen.len();
+            let _ = writeln!(out, "collector_tenant_active{{tenant=\"{tenant}\",what=\"streams\"}} {n}");
         }
     }
 }
@@ -350,28 +322,6 @@ fn streams_within(batch: &RecordBatch, active: &mut Active, max: usize, now: Ins
     (!keep.iter().all(|k| *k)).then_some(keep)
 }
 
-/// The series that are admitted, with their points; `None`: all.
-fn series_within(batch: &MetricBatch, active: &mut Active, max: usize, now: Instant) -> Option<MetricBatch> {
-    let ids = |rows: &RecordBatch| -> Vec<i64> {
-        let column = rows.column_by_name("series_id").and_then(|c| c.as_primitive_opt::<Int64Type>());
-        column.map(|c| c.values().to_vec()).unwrap_or_default()
-    };
-    let refused: HashSet<i64> = ids(&batch.series).into_iter().filter(|id| !active.admit(*id, max, now)).collect();
-    if refused.is_empty() {
-        return None;
-    }
-    let rest = |rows: &RecordBatch| {
-        let keep: BooleanArray = ids(rows).iter().map(|id| Some(!refused.contains(id))).collect();
-        rows_of(rows, &keep)
-    };
-    Some(MetricBatch {
-        series: rest(&batch.series),
-        samples: rest(&batch.samples),
-        histograms: rest(&batch.histograms),
-        exemplars: rest(&batch.exemplars),
-    })
-}
-
 /// `keep`: one a row.
 fn rows_of(rows: &RecordBatch, keep: &BooleanArray) -> RecordBatch {
     filter_record_batch(rows, keep).expect("the mask is as long as the rows")
@@ -380,8 +330,8 @@ fn rows_of(rows: &RecordBatch, keep: &BooleanArray) -> RecordBatch {
 #[cfg(test)]
 mod tests {
     use storage::model::{
-        Labels, MetricBatchBuilder,
-        batch::{LogBatchBuilder, LogRow, SeriesMeta},
+        Labels,
+        batch::{LogBatchBuilder, LogRow},
     };
 
     use super::*;
@@ -455,20 +405,5 @@ mod tests {
         let mut text = String::new();
         all.render(&mut text);
         assert!(text.contains("rows_rejected_total{tenant=\"default\",limit=\"streams\"} 3"), "{text}");
-    }
-
-    #[test]
-    fn series_beyond_the_limit_are_refused_with_all_their_points() {
-        let all = tenants(IngestLimits { series_max: Some(1), ..IngestLimits::default() });
-        let mut builder = MetricBatchBuilder::new();
-        for (name, points) in [("a", 2), ("b", 3)] {
-            let id = builder.series(&Labels::from_pairs([("__name__", name)]), SeriesMeta::default());
-            (0..points).for_each(|t| builder.sample(id, t, None, 1.0));
-        }
-        let batches = vec![Data::Metrics(builder.finish())];
-        let mut decoded = Decoded { batches, accepted: 5, ..Decoded::default() };
-        all.admit_at(Instant::now(), &TenantId::default_tenant(), &mut decoded).unwrap();
-        let Data::Metrics(m) = &decoded.batches[0] else { panic!("metrics stay metrics") };
-        assert_eq!((m.series.num_rows(), m.samples.num_rows(), decoded.accepted), (1, 2, 2));
     }
 }

@@ -6,8 +6,9 @@ use arrow::{
     array::{Array, AsArray, RecordBatch},
     datatypes::{Int64Type, TimestampNanosecondType},
 };
+use parking_lot::Mutex;
 use storage::{
-    ErrorKind,
+    ErrorKind, Refused,
     model::{MetricBatch, Table, TenantId, schema, time::NANOS_PER_MILLI},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -153,11 +154,32 @@ pub struct Batch {
     pub sources: Vec<SourcePosition>,
     /// Chosen by a sender that retries: a batch id is stored once.
     pub batch_id: Option<[u8; 16]>,
+    /// Where a store tells what it left out of it. Shared by all branches; behind a disk buffer nobody hears it any more.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Batch {
     pub fn new(tenant: TenantId, data: Data) -> Self {
-        Batch { tenant, data, sources: Vec::new(), batch_id: None }
+        Batch { tenant, data, sources: Vec::new(), batch_id: None, refusals: Arc::default() }
+    }
+}
+
+/// Points that a store left out of a batch that it took: those of series beyond the limits of their tenant.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<Option<Refused>>);
+
+impl Refusals {
+    pub(crate) fn tell(&self, refused: &Refused) {
+        self.0.lock().get_or_insert_with(Refused::default).join(refused.clone());
+    }
+
+    /// Told before the batch is acknowledged.
+    pub fn take(&self) -> Option<Refused> {
+        self.0.lock().take()
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.0.lock().as_ref().map_or(0, |r| r.rows() as u64)
     }
 }
 
@@ -253,7 +275,7 @@ impl Output {
         let (ack, fate) = match &self.source {
             Some(source) => {
                 source.emitted(&batch.data, bytes);
-                Ack::metered(source.clone(), batch.data.rows() as u64)
+                Ack::metered(source.clone(), batch.data.rows() as u64, batch.refusals.clone())
             }
             None => Ack::new(),
         };

@@ -22,8 +22,8 @@ pub mod trial;
 pub mod units;
 
 pub use component::{
-    Batch, Data, Delivery, DeliveryError, Envelope, LABELS_WANTED, Output, Positions, Signals, Sink, SinkContext,
-    SinkError, Source, SourceContext, SourceError, SourcePosition, Transform,
+    Batch, Data, Delivery, DeliveryError, Envelope, LABELS_WANTED, Output, Positions, Refusals, Signals, Sink,
+    SinkContext, SinkError, Source, SourceContext, SourceError, SourcePosition, Transform,
 };
 pub use config::PipelineConfig;
 pub use error::{BuildError, ConfigError};

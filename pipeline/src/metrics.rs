@@ -54,7 +54,7 @@ pub enum DropReason {
     Throttled,
     /// No condition of a `route` holds, and its default is to drop.
     Unrouted,
-    /// Its labels pass a limit.
+    /// Its labels pass a limit, or its series is one too many for its tenant.
     OverLimit,
     /// The remote took the request and refused these rows of it.
     Rejected,

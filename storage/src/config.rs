@@ -1,6 +1,6 @@
 //! What the store is told: where, how durable, how much memory, how long.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::{
     downsample::Downsample,
@@ -44,6 +44,63 @@ impl Retention {
     }
 }
 
+/// How many metric series a tenant may have at once. `None`: no bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesLimits {
+    /// Active series.
+    pub series: Option<usize>,
+    /// Active series of one metric.
+    pub series_per_metric: Option<usize>,
+    /// Distinct values of one label name over all active series; the metric's name is no label here.
+    pub label_values: Option<usize>,
+    /// Distinct values of one label name over the active series of one metric.
+    pub label_values_per_metric: Option<usize>,
+    /// A series is active while a point of it arrived within this time.
+    pub active_for: Duration,
+}
+
+impl Default for SeriesLimits {
+    fn default() -> Self {
+        SeriesLimits {
+            series: None,
+            series_per_metric: None,
+            label_values: None,
+            label_values_per_metric: None,
+            active_for: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl SeriesLimits {
+    pub(crate) fn is_none(&self) -> bool {
+        self.series.is_none() && self.series_per_metric.is_none() && !self.pairs()
+    }
+
+    /// Whether labels are counted.
+    pub(crate) fn pairs(&self) -> bool {
+        self.label_values.is_some() || self.label_values_per_metric.is_some()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct SeriesLimitsByTenant {
+    /// Of tenants that are not named.
+    pub defaults: SeriesLimits,
+    pub named: HashMap<TenantId, SeriesLimits>,
+}
+
+impl SeriesLimitsByTenant {
+    pub fn of(&self, tenant: &TenantId) -> &SeriesLimits {
+        self.named.get(tenant).unwrap_or(&self.defaults)
+    }
+
+    /// How often series that went quiet are looked for.
+    pub(crate) fn sweep_every(&self) -> Duration {
+        let shortest = self.named.values().map(|l| l.active_for).fold(self.defaults.active_for, Duration::min);
+        (shortest / 4).clamp(Duration::from_millis(500), Duration::from_secs(10))
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// Log, lock and read cache; without a bucket, everything.
@@ -64,6 +121,8 @@ pub struct StoreConfig {
     pub retention: Retention,
     /// Which samples are aggregated.
     pub downsample: Downsample,
+    /// Bounds on metric series.
+    pub series: SeriesLimitsByTenant,
     /// Whether background flush, compaction and retention run. Off only in tests that drive them by hand.
     pub background: bool,
     /// Bytes of one file of the write-ahead log; it is deleted whole.
@@ -89,6 +148,7 @@ impl StoreConfig {
             flush_age: Duration::from_secs(300),
             retention: Retention::default(),
             downsample: Downsample::default(),
+            series: SeriesLimitsByTenant::default(),
             background: true,
             wal_segment_bytes: crate::wal::SEGMENT_BYTES,
             wal_bytes_full: crate::limits::WAL_BYTES_FULL,

@@ -39,6 +39,7 @@ pub mod wal;
 pub use compact::delete::{DeleteRequest, Receipt};
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
+pub use head::cardinality::{Offender, Refused, SeriesLimit};
 pub use part::Promoted;
 pub use scan::{Mark, RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector, Tail};
 pub use store::{Append, Appended, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};

@@ -13,7 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     OpenError, ScanError, SourcePosition, StoreConfig,
     catalog::{CatalogError, Purge, TableCatalog, TableOptions},
-    head::{HeadBatch, HeadRows, TableHead, points::index_series, rows::streams_of, series::LabelIndex},
+    head::{
+        HeadBatch, HeadRows, TableHead, cardinality::Cardinality, points::index_series, rows::streams_of,
+        series::LabelIndex,
+    },
     lock::DataDir,
     metrics::StoreMetrics,
     model::{Table, TenantId, TimeRange, Timestamp},
@@ -91,6 +94,7 @@ pub(crate) fn open(mut config: StoreConfig, env: Environment) -> Result<Arc<Inne
     let wal = recovered.start(flushed + 1, Box::new(move || carry.carry())).map_err(wal_error)?;
     let inner = Arc::new(Inner {
         published_seq: AtomicU64::new(published),
+        cardinality: Cardinality::new(config.series.clone()),
         config,
         objects,
         wal,

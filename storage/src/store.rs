@@ -19,6 +19,7 @@ use crate::{
     compact::delete::{DeleteRequest, Receipt},
     head::{
         HeadBatch, HeadRows, TableHead,
+        cardinality::{self, Cardinality, Refused},
         points::Spans,
         rows::{self, StoredRows},
         series::LabelIndex,
@@ -26,7 +27,7 @@ use crate::{
     limits,
     lock::DataDir,
     metrics::StoreMetrics,
-    model::{Labels, Matcher, Table, TenantId, TimeRange},
+    model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp},
     object::{Objects, Remote, bridge::ObjectStats, cache::BlockCache, owner::Lease},
     part_cache::{HeadSource, PartCache, PartSource},
     scan::{
@@ -59,11 +60,13 @@ pub struct Append {
 }
 
 /// What became of an [`Append`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
     pub rows: usize,
     /// The batch id was known: nothing was stored now, all of it earlier.
     pub duplicate: bool,
+    /// What was left out because of the tenant's limits on series; `rows` counts it too.
+    pub refused: Option<Arc<Refused>>,
 }
 
 /// One log stream.
@@ -201,6 +204,8 @@ pub(crate) struct Inner {
     pub env: Environment,
     pub objects: Arc<dyn Objects>,
     pub wal: Wal,
+    /// Bounds on metric series, and what counts towards them.
+    pub cardinality: Cardinality,
     pub tables: RwLock<BTreeMap<(TenantId, Table), Arc<TableState>>>,
     pub sources: Arc<SourceMemory>,
     pub parts: PartCache,
@@ -276,6 +281,7 @@ impl Store {
                     return Ok(Appended {
                         rows: append.rows.iter().map(|(_, b)| b.num_rows()).sum(),
                         duplicate: true,
+                        refused: None,
                     });
                 }
                 Admission::InFlight => {
@@ -288,7 +294,7 @@ impl Store {
         let reserved = inner.reserve_head(input_bytes).await?;
         let rows = append.rows.iter().map(|(_, b)| b.num_rows()).sum();
         // With a bucket, a look into its parts may be needed.
-        let entry = if input_bytes > limits::INLINE_ENCODE_BYTES || inner.far.is_some() {
+        let (entry, refused) = if input_bytes > limits::INLINE_ENCODE_BYTES || inner.far.is_some() {
             let inner = inner.clone();
             tokio::task::spawn_blocking(move || inner.prepare(append, reserved, admitted))
                 .await
@@ -296,9 +302,9 @@ impl Store {
         } else {
             inner.prepare(append, reserved, admitted)?
         };
-        let Some(entry) = entry else { return Ok(Appended { rows, duplicate: false }) };
+        let Some(entry) = entry else { return Ok(Appended { rows, duplicate: false, refused }) };
         inner.wal.append(entry).await.map_err(|e| inner.append_failed(e))?;
-        Ok(Appended { rows, duplicate: false })
+        Ok(Appended { rows, duplicate: false, refused })
     }
 
     /// The durable position of a source's input, if it ever wrote one.
@@ -419,6 +425,11 @@ impl Store {
         tokio::task::spawn_blocking(move || look(&inner, &state))
             .await
             .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Figures of the limits on series, of tenants that have any.
+    pub fn series_lines(&self) -> Vec<crate::metrics::MetricLine> {
+        self.inner.cardinality.lines()
     }
 
     /// Tenants that hold data.
@@ -671,11 +682,12 @@ impl Inner {
     /// Derives columns, encodes the WAL record and prepares what happens once it is durable. `None`: nothing to write.
     fn prepare(
         self: &Arc<Self>,
-        append: Append,
+        mut append: Append,
         reserved: Reserved,
         admitted: Option<InFlight>,
-    ) -> Result<Option<wal::Entry>, AppendError> {
+    ) -> Result<(Option<wal::Entry>, Option<Arc<Refused>>), AppendError> {
         let underway = self.appends.lock().clone();
+        let refused = self.hold_to_limits(&mut append)?;
         let mut stored = Vec::with_capacity(append.rows.len());
         let mut spans = Spans::default();
         for (table, batch) in &append.rows {
@@ -697,7 +709,7 @@ impl Inner {
             }
         }
         if stored.is_empty() && append.sources.is_empty() && append.batch_id.is_none() {
-            return Ok(None);
+            return Ok((None, refused));
         }
         let mut sections = Vec::with_capacity(stored.len() + append.sources.len() + 1);
         let mut targets = Vec::with_capacity(stored.len());
@@ -724,7 +736,45 @@ impl Inner {
             drop(underway);
             inner.published_seq.fetch_max(committed.seq, Ordering::Release);
         });
-        Ok(Some(wal::Entry { tenant: append.tenant, sections, publish }))
+        Ok((Some(wal::Entry { tenant: append.tenant, sections, publish }), refused))
+    }
+
+    /// Takes points of series beyond the tenant's limits out of an append. `None`: nothing had to go.
+    fn hold_to_limits(&self, append: &mut Append) -> Result<Option<Arc<Refused>>, AppendError> {
+        let Some(guard) = self.cardinality.of(&append.tenant) else { return Ok(None) };
+        let (ids, mut days) = cardinality::series_of(&append.rows)?;
+        let now = self.env.clock.monotonic();
+        let unknown = guard.touch(ids, now);
+        if unknown.is_empty() {
+            return Ok(None);
+        }
+        let state = self.table_or_create(&append.tenant, Table::MetricSeries)?;
+        // Days on which a series that is there already has been: those of its points, and those in which it was active.
+        let today = self.env.clock.now();
+        let window = i64::try_from(guard.limits.active_for.as_nanos()).unwrap_or(i64::MAX);
+        days.extend([today.day(), Timestamp(today.nanos().saturating_sub(window)).day()]);
+        self.know_series(&state, &days)?;
+        // What was there before cannot be told from what is new while parts cannot be read.
+        let blind = now < *self.index_not_before.lock();
+        let told = cardinality::labels_of(&append.rows);
+        let index = state.index.read();
+        let verdict = guard.register(
+            unknown.into_iter(),
+            now,
+            |id| blind || days.iter().any(|day| index.entry(*day, id).is_some()),
+            |id| match told.get(&id) {
+                Some(json) => Labels::from_json(json).ok().map(Arc::new),
+                None => index.labels(id).map(Arc::new),
+            },
+        );
+        drop((index, told));
+        if verdict.over.is_empty() {
+            return Ok(None);
+        }
+        let mut refused = verdict.refused;
+        let points = cardinality::leave_out(&mut append.rows, &verdict.over, &mut refused);
+        guard.refuse(points, &refused, now);
+        Ok(Some(Arc::new(refused)))
     }
 
     /// Puts durable rows into their heads. Runs on the WAL's writer thread, in sequence order.

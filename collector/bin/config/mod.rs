@@ -408,6 +408,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     store.promoted = promoted;
     store.retention = retention;
     store.downsample = downsample;
+    store.series = tenants.series.clone();
     store.bucket = bucket;
     if let Some(Bytes(n)) = args.cache_size.or(file.storage.cache_bytes) {
         store.cache_bytes = n;

@@ -17,7 +17,7 @@ use collector::tenants::{IngestLimits, Tenants};
 use query::limits::{ByTenant, TenantLimits};
 use serde::Deserialize;
 use storage::{
-    config::{Retention, RetentionRule},
+    config::{Retention, RetentionRule, SeriesLimits, SeriesLimitsByTenant},
     model::{Table, TenantId},
 };
 
@@ -45,6 +45,14 @@ struct FileLimits {
     streams: Option<usize>,
     /// Active metric series.
     series: Option<usize>,
+    /// Active series of one metric.
+    series_per_metric: Option<usize>,
+    /// Distinct values of one label name over the active series.
+    label_values: Option<usize>,
+    /// Distinct values of one label name over the active series of one metric.
+    label_values_per_metric: Option<usize>,
+    /// A series is active while a point of it arrived within this time; 1h by default.
+    series_active: Option<Span>,
     /// Longest time one query may read.
     query_range: Option<Span>,
     /// Series one query may select.
@@ -59,6 +67,8 @@ struct FileLimits {
 #[derive(Debug)]
 pub struct Checked {
     pub ingest: Tenants,
+    /// For the store's configuration.
+    pub series: SeriesLimitsByTenant,
     pub queries: Arc<ByTenant>,
 }
 
@@ -66,6 +76,7 @@ pub struct Checked {
 pub fn check(section: &Section, retention: &mut Retention, problem: &mut dyn FnMut(&str, String)) -> Checked {
     bounds("tenants.defaults", &section.defaults, problem);
     let mut ingest = HashMap::new();
+    let mut series = HashMap::new();
     let mut queries = HashMap::new();
     let mut rules = Vec::new();
     for (name, limits) in &section.overrides {
@@ -84,6 +95,7 @@ pub fn check(section: &Section, retention: &mut Retention, problem: &mut dyn FnM
             rules.extend(Table::ALL.map(of));
         }
         ingest.insert(tenant.clone(), limits.ingest());
+        series.insert(tenant.clone(), limits.series());
         queries.insert(tenant, limits.queries());
     }
     if let Some(Span(keep)) = section.defaults.retention {
@@ -94,6 +106,7 @@ pub fn check(section: &Section, retention: &mut Retention, problem: &mut dyn FnM
     retention.rules = rules;
     Checked {
         ingest: Tenants::new(section.defaults.ingest(), ingest),
+        series: SeriesLimitsByTenant { defaults: section.defaults.series(), named: series },
         queries: Arc::new(ByTenant { defaults: section.defaults.queries(), named: queries }),
     }
 }
@@ -108,6 +121,10 @@ fn bounds(path: &str, limits: &FileLimits, problem: &mut dyn FnMut(&str, String)
         ("ingest_burst", none(limits.ingest_burst)),
         ("streams", zero(limits.streams)),
         ("series", zero(limits.series)),
+        ("series_per_metric", zero(limits.series_per_metric)),
+        ("label_values", zero(limits.label_values)),
+        ("label_values_per_metric", zero(limits.label_values_per_metric)),
+        ("series_active", none(limits.series_active)),
         ("query_range", none(limits.query_range)),
         ("query_series", zero(limits.query_series)),
         ("query_samples", zero(limits.query_samples)),
@@ -127,6 +144,10 @@ impl FileLimits {
             ingest_burst: self.ingest_burst.or(other.ingest_burst),
             streams: self.streams.or(other.streams),
             series: self.series.or(other.series),
+            series_per_metric: self.series_per_metric.or(other.series_per_metric),
+            label_values: self.label_values.or(other.label_values),
+            label_values_per_metric: self.label_values_per_metric.or(other.label_values_per_metric),
+            series_active: self.series_active.or(other.series_active),
             query_range: self.query_range.or(other.query_range),
             query_series: self.query_series.or(other.query_series),
             query_samples: self.query_samples.or(other.query_samples),
@@ -141,7 +162,16 @@ impl FileLimits {
             rows_per_second: self.ingest_rows,
             burst: self.ingest_burst.map_or(IngestLimits::default().burst, |s| s.0),
             streams_max: self.streams,
-            series_max: self.series,
+        }
+    }
+
+    fn series(&self) -> SeriesLimits {
+        SeriesLimits {
+            series: self.series,
+            series_per_metric: self.series_per_metric,
+            label_values: self.label_values,
+            label_values_per_metric: self.label_values_per_metric,
+            active_for: self.series_active.map_or(SeriesLimits::default().active_for, |s| s.0),
         }
     }
 
@@ -190,6 +220,25 @@ mod tests {
         assert_eq!(retention.keep(&a, Table::Logs), Some(day * 7));
         assert_eq!(retention.keep(&a, Table::Spans), Some(Duration::from_secs(1)), "a rule of its own comes first");
         assert_eq!(retention.keep(&b, Table::Spans), Some(day * 60));
+    }
+
+    #[test]
+    fn limits_on_series_reach_the_store_by_tenant() {
+        let (checked, _, problems) = checked(
+            "defaults: {series: 9, label_values: 5}\n\
+             overrides:\n  a: {series_per_metric: 3, label_values_per_metric: 2, series_active: 5m}\n",
+        );
+        assert!(problems.is_empty(), "{problems:?}");
+        let of = |name| checked.series.of(&TenantId::parse(name).unwrap()).clone();
+        let b = SeriesLimits { series: Some(9), label_values: Some(5), ..SeriesLimits::default() };
+        assert_eq!(of("b"), b);
+        let a = SeriesLimits {
+            series_per_metric: Some(3),
+            label_values_per_metric: Some(2),
+            active_for: Duration::from_secs(300),
+            ..b
+        };
+        assert_eq!(of("a"), a);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod backup;
 mod bad_disk;
 mod bad_input;
 mod bucket;
+mod cardinality;
 mod client;
 mod containers;
 mod dependencies;

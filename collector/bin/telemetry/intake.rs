@@ -157,8 +157,12 @@ impl Intake {
     async fn append(&mut self, signal: Signal, data: Data) {
         let rows = data.rows() as u64;
         let appended = self.store.append(to_append(Batch::new(self.tenant.clone(), data))).await;
-        let counts = if appended.is_ok() { &self.flow.stored } else { &self.flow.dropped };
-        counts[signal as usize].fetch_add(rows, Ordering::Relaxed);
+        let left_out = match &appended {
+            Ok(a) => a.refused.as_ref().map_or(0, |r| r.rows() as u64).min(rows),
+            Err(_) => rows,
+        };
+        self.flow.stored[signal as usize].fetch_add(rows - left_out, Ordering::Relaxed);
+        self.flow.dropped[signal as usize].fetch_add(left_out, Ordering::Relaxed);
         match appended {
             Ok(_) => self.failing = false,
             Err(e) if !self.failing => {

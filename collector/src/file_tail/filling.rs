@@ -105,7 +105,7 @@ impl Filling {
         id[..8].copy_from_slice(&self.nonce.to_le_bytes());
         id[8..].copy_from_slice(&self.batches.to_le_bytes());
         let data = Data::Logs(self.builder.finish());
-        Some(Batch { tenant: self.tenant.clone(), data, sources, batch_id: Some(id) })
+        Some(Batch { sources, batch_id: Some(id), ..Batch::new(self.tenant.clone(), data) })
     }
 }
 

@@ -126,10 +126,15 @@ impl Source for HostMetrics {
                 .map_err(|e| SourceError { name: ctx.name.clone(), reason: format!("reading failed: {e}") })?;
             for data in batches {
                 let points = data.points();
-                let send = ctx.out.deliver(Batch::new(self.tenant.clone(), Data::Metrics(data)));
-                match ctx.stop.run_until_cancelled(send).await {
+                let batch = Batch::new(self.tenant.clone(), Data::Metrics(data));
+                let refusals = batch.refusals.clone();
+                match ctx.stop.run_until_cancelled(ctx.out.deliver(batch)).await {
                     None => return Ok(()),
-                    Some(Ok(())) => {}
+                    // The store tells in the log what it left out.
+                    Some(Ok(())) => {
+                        let left_out = refusals.take().map_or(0, |r| r.rows() as u64);
+                        self.dropped.fetch_add(left_out, Relaxed);
+                    }
                     // Not tried again: the next look is as good, and old ones would pile up.
                     Some(Err(error)) => {
                         self.dropped.fetch_add(points as u64, Relaxed);

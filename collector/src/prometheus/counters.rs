@@ -19,6 +19,8 @@ pub struct Counters {
     pub delivered: AtomicU64,
     /// Rows no sink took before the next scrape.
     pub lost: AtomicU64,
+    /// Rows of new series that the store left out: a limit of the tenant.
+    pub over_limit: AtomicU64,
     /// Samples of a series that had one at that time already.
     pub duplicates: AtomicU64,
     /// Samples too far ahead of us.
@@ -44,12 +46,13 @@ pub fn render(sources: &[(String, Arc<Counters>)], out: &mut String) {
     if sources.is_empty() {
         return;
     }
-    let families: [Family; 11] = [
+    let families: [Family; 12] = [
         ("scrapes", |c| &c.scrapes),
         ("failed_scrapes", |c| &c.failed),
         ("samples", |c| &c.scraped),
         ("delivered", |c| &c.delivered),
         ("lost", |c| &c.lost),
+        ("over_limit", |c| &c.over_limit),
         ("duplicates", |c| &c.duplicates),
         ("ahead", |c| &c.ahead),
         ("exemplars_refused", |c| &c.exemplars_refused),

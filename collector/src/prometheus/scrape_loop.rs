@@ -264,9 +264,17 @@ impl ScrapeLoop {
             let rows = (batch.points() + batch.exemplars.num_rows()) as u64;
             loop {
                 let batch = Batch::new(self.shared.tenant.clone(), Data::Metrics(batch.clone()));
+                let refusals = batch.refusals.clone();
                 let error = match self.shared.out.deliver(batch).await {
                     Ok(()) => {
-                        Counters::add(&counters.delivered, rows);
+                        let refused = refusals.take();
+                        let out = refused.as_ref().map_or(0, |r| r.rows() as u64).min(rows);
+                        Counters::add(&counters.delivered, rows - out);
+                        Counters::add(&counters.over_limit, out);
+                        if let Some(refused) = refused {
+                            // The target is up, and shall be seen to be more than its tenant may have.
+                            self.target.status.lock().last_error = refused.to_string();
+                        }
                         break;
                     }
                     Err(error) => error,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::{
-    component::{DeliveryError, Settle},
+    component::{DeliveryError, Refusals, Settle},
     metrics::{Counters, DropReason},
 };
 
@@ -36,6 +36,7 @@ enum Line {
 struct Meter {
     source: Arc<Counters>,
     rows: u64,
+    refusals: Arc<Refusals>,
 }
 
 struct Join {
@@ -51,9 +52,9 @@ impl Ack {
     }
 
     /// As [`Ack::new`]; the fate of `rows` rows is counted at `source`.
-    pub fn metered(source: Arc<Counters>, rows: u64) -> (Ack, oneshot::Receiver<Fate>) {
+    pub fn metered(source: Arc<Counters>, rows: u64, refusals: Arc<Refusals>) -> (Ack, oneshot::Receiver<Fate>) {
         let (fate, receiver) = oneshot::channel();
-        (Ack(Some(Line::Source { fate, meter: Some(Meter { source, rows }) })), receiver)
+        (Ack(Some(Line::Source { fate, meter: Some(Meter { source, rows, refusals }) })), receiver)
     }
 
     /// `branches` acks whose conjunction answers this one. `branches` is at least 1.
@@ -106,7 +107,12 @@ impl Ack {
 impl Meter {
     fn settle(&self, fate: &Fate) {
         match fate {
-            Ok(()) => self.source.delivered(self.rows),
+            Ok(()) => {
+                // Transforms may have made more points of what was sent.
+                let refused = self.refusals.rows().min(self.rows);
+                self.source.delivered(self.rows - refused);
+                self.source.dropped(DropReason::OverLimit, refused);
+            }
             Err(DeliveryError::Rejected(_)) => self.source.dropped(DropReason::Refused, self.rows),
             Err(DeliveryError::Unavailable { .. } | DeliveryError::Stopping) => {
                 self.source.dropped(DropReason::Returned, self.rows);

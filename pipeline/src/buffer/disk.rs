@@ -322,7 +322,7 @@ impl Destination for DiskQueue {
         let rows: Vec<(Table, RecordBatch)> = rows.into_iter().filter(|(_, b)| b.num_rows() > 0).collect();
         let count: usize = rows.iter().map(|(_, b)| b.num_rows()).sum();
         let _admitted = match batch_id.map(|id| self.admit(&tenant, id)).transpose()? {
-            Some(None) => return Ok(Appended { rows: 0, duplicate: true }),
+            Some(None) => return Ok(Appended { duplicate: true, ..Appended::default() }),
             admitted => admitted,
         };
         if count > 0 && self.bytes() >= self.inner.bytes_max {
@@ -344,7 +344,7 @@ impl Destination for DiskQueue {
             shared.publish(committed, &of, &sources, batch_id, id);
         });
         self.inner.wal.append(Entry { tenant, sections, publish }).await.map_err(refusal)?;
-        Ok(Appended { rows: count, duplicate: false })
+        Ok(Appended { rows: count, ..Appended::default() })
     }
 }
 

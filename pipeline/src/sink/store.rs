@@ -17,8 +17,8 @@ use storage::{
 
 use crate::{
     buffer::{Ack, Permit},
-    component::{Batch, Data, DeliveryError, Envelope, LABELS_WANTED, Sink, SinkContext, SinkError},
-    metrics::{Counters, Fault},
+    component::{Batch, Data, DeliveryError, Envelope, LABELS_WANTED, Refusals, Sink, SinkContext, SinkError},
+    metrics::{Counters, DropReason, Fault},
 };
 
 /// Appends in flight.
@@ -69,8 +69,17 @@ type Key = (TenantId, String);
 
 /// An append that ended, and whom to tell what.
 struct Written {
-    fates: Vec<(Ack, u64, Result<(), DeliveryError>)>,
+    pieces: Vec<Piece>,
     keys: Vec<Key>,
+}
+
+/// A batch of an append.
+struct Piece {
+    ack: Ack,
+    rows: u64,
+    refusals: Arc<Refusals>,
+    /// Rows that were left out of what was taken.
+    fate: Result<u64, DeliveryError>,
 }
 
 #[async_trait::async_trait]
@@ -91,8 +100,10 @@ impl Sink for StoreSink {
                     for key in &written.keys {
                         lanes.busy.remove(key);
                     }
-                    for (ack, rows, fate) in written.fates {
-                        SinkContext::settle(&counters, rows, ack, fate);
+                    for Piece { ack, rows, fate, .. } in written.pieces {
+                        let left_out = fate.as_ref().map_or(0, |left_out| *left_out).min(rows);
+                        counters.dropped(DropReason::OverLimit, left_out);
+                        SinkContext::settle(&counters, rows - left_out, ack, fate.map(drop));
                     }
                 }
                 next = intake.next(), if open && appends.len() < APPENDS_MAX && lanes.waiting.len() < WAITING_MAX => {
@@ -120,30 +131,35 @@ impl StoreSink {
     fn start(&self, joined: Vec<Envelope>, keys: Vec<Key>, counters: Arc<Counters>) -> BoxFuture<'static, Written> {
         let destination = self.destination.clone();
         Box::pin(async move {
-            let mut fates = Vec::with_capacity(joined.len());
+            let mut pieces = Vec::with_capacity(joined.len());
             // Held to the ack: the bytes are in flight.
             let mut permits: Vec<Option<Arc<Permit>>> = Vec::with_capacity(joined.len());
-            let mut pieces = Vec::with_capacity(joined.len());
+            let mut appends = Vec::with_capacity(joined.len());
             let ordered = joined.iter().any(|e| e.ordered);
             for e in joined {
-                fates.push((e.ack, e.batch.data.rows() as u64, Ok(())));
+                let (rows, refusals) = (e.batch.data.rows() as u64, e.batch.refusals.clone());
+                pieces.push(Piece { ack: e.ack, rows, refusals, fate: Ok(0) });
                 permits.push(e.permit);
-                pieces.push(to_append(e.batch));
+                appends.push(to_append(e.batch));
             }
-            if let [_] = pieces.as_slice() {
-                if let Some(only) = pieces.pop() {
-                    fates[0].2 = write(&*destination, only, ordered, &counters).await;
+            if let [_] = appends.as_slice() {
+                if let Some(only) = appends.pop() {
+                    pieces[0].fate = write(&*destination, only, ordered, &counters, &pieces[0].refusals).await;
                 }
             } else {
-                let fate = write(&*destination, join(&pieces), ordered, &counters).await;
+                // What is left out of the whole is told of the first: joined are batches with positions, which are logs.
+                let fate = write(&*destination, join(&appends), ordered, &counters, &pieces[0].refusals).await;
                 let refused = matches!(fate, Err(DeliveryError::Rejected(_)));
-                for (f, piece) in fates.iter_mut().zip(pieces) {
+                for (i, (piece, append)) in pieces.iter_mut().zip(appends).enumerate() {
                     // One bad batch must not take its neighbours with it.
-                    f.2 = if refused { write(&*destination, piece, ordered, &counters).await } else { fate.clone() };
+                    piece.fate = match refused {
+                        true => write(&*destination, append, ordered, &counters, &piece.refusals).await,
+                        false => fate.clone().map(|left_out| if i == 0 { left_out } else { 0 }),
+                    };
                 }
             }
             drop(permits);
-            Written { fates, keys }
+            Written { pieces, keys }
         })
     }
 }
@@ -168,19 +184,24 @@ fn join(pieces: &[Append]) -> Append {
     whole
 }
 
+/// How many rows were left out.
 async fn write(
     destination: &dyn Destination,
     append: Append,
     ordered: bool,
     counters: &Counters,
-) -> Result<(), DeliveryError> {
-    if append.rows.is_empty() && append.sources.is_empty() {
-        Ok(())
+    refusals: &Refusals,
+) -> Result<u64, DeliveryError> {
+    let taken = if append.rows.is_empty() && append.sources.is_empty() {
+        return Ok(0);
     } else if ordered {
-        persist(destination, append, counters).await
+        persist(destination, append, counters).await?
     } else {
-        destination.append(append).await.map(drop).map_err(refusal)
-    }
+        destination.append(append).await.map_err(refusal)?
+    };
+    let Some(refused) = &taken.refused else { return Ok(0) };
+    refusals.tell(refused);
+    Ok(refused.rows() as u64)
 }
 
 /// Later positions of a key replace earlier ones.
@@ -213,11 +234,11 @@ pub(super) async fn persist(
     destination: &dyn Destination,
     append: Append,
     counters: &Counters,
-) -> Result<(), DeliveryError> {
+) -> Result<Appended, DeliveryError> {
     let mut pause = RETRY_PAUSE_MIN;
     loop {
         let error = match destination.append(append.clone()).await {
-            Ok(_) => return Ok(()),
+            Ok(appended) => return Ok(appended),
             // Nobody holds back labels of what comes with a position, and the same again would end the same.
             Err(e @ AppendError::UnknownSeries { .. }) => return Err(DeliveryError::Rejected(e.to_string())),
             Err(e) => e,

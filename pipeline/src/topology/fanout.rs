@@ -115,7 +115,9 @@ impl FanOut {
             let bytes = data.bytes();
             counters.emitted(data, bytes);
             let batch_id = batch.batch_id.map(|id| branch_id(id, *i));
-            let batch = Batch { tenant: batch.tenant.clone(), data: data.clone(), sources: Vec::new(), batch_id };
+            let refusals = batch.refusals.clone();
+            let mut batch = Batch::new(batch.tenant.clone(), data.clone());
+            (batch.batch_id, batch.refusals) = (batch_id, refusals);
             let branch = Envelope { batch, ack, permit: permit.clone(), ordered, bytes };
             if let Err(refused) = self.branches[*i].push(branch).await {
                 refused.ack.answer(Err(DeliveryError::Stopping));

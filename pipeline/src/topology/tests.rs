@@ -138,7 +138,7 @@ impl Destination for Model {
                 self.violations.lock().push(format!("position of {} went back from {before}", s.key));
             }
         }
-        Ok(Appended { rows: count, duplicate: false })
+        Ok(Appended { rows: count, ..Appended::default() })
     }
 }
 
@@ -401,7 +401,7 @@ async fn branches_of_a_fork_have_batch_ids_of_their_own_that_repeat() {
     impl Destination for Ids {
         async fn append(&self, append: Append) -> Result<Appended, AppendError> {
             self.0.lock().push(append.batch_id.expect("an id"));
-            Ok(Appended { rows: 0, duplicate: false })
+            Ok(Appended::default())
         }
     }
     let ids = Arc::new(Ids(Mutex::default()));

@@ -287,7 +287,16 @@ impl Group {
     async fn flush(&mut self, unwritten: &mut Unwritten, site: &Site) {
         let Unwritten { samples, rules, .. } = std::mem::take(unwritten);
         match write::append(&site.store, &site.tenant, &samples).await {
-            Ok(()) => self.counts.samples += samples.len() as u64,
+            Ok(None) => self.counts.samples += samples.len() as u64,
+            Ok(Some(refused)) => {
+                let lost = refused.rows().min(samples.len()) as u64;
+                self.counts.samples += samples.len() as u64 - lost;
+                self.counts.samples_lost += lost;
+                self.counts.failures += rules.len() as u64;
+                for i in rules {
+                    self.rules[i].health = Health::Bad(format!("cannot store all of the result: {refused}"));
+                }
+            }
             Err(e) => {
                 tracing::error!(group = %self.key, samples = samples.len(), error = %e, "results of rules could not be stored");
                 self.counts.samples_lost += samples.len() as u64;

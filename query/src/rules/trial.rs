@@ -463,7 +463,7 @@ async fn load(test: &Test, site: &Site) -> Result<(), String> {
             point: point.clone(),
         }));
     }
-    append(&site.store, &site.tenant, &samples).await.map_err(|e| format!("cannot load the series: {e}"))
+    append(&site.store, &site.tenant, &samples).await.map(drop).map_err(|e| format!("cannot load the series: {e}"))
 }
 
 fn compare_alerts(case: &AlertCase, groups: &[Group]) -> Option<String> {

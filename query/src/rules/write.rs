@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use storage::{
-    Append, AppendError, Store,
+    Append, AppendError, Refused, Store,
     model::{Labels, MetricBatchBuilder, Table, TenantId, batch::SeriesMeta},
 };
 
@@ -25,10 +25,15 @@ impl OutSample {
     }
 }
 
-/// Stores all of them, or none. Durable and visible on return.
-pub async fn append(store: &Store, tenant: &TenantId, samples: &[OutSample]) -> Result<(), AppendError> {
+/// Stores all of them, or none; but for new series beyond the tenant's limits, which are told. Durable and visible on
+/// return.
+pub async fn append(
+    store: &Store,
+    tenant: &TenantId,
+    samples: &[OutSample],
+) -> Result<Option<Arc<Refused>>, AppendError> {
     if samples.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let mut builder = MetricBatchBuilder::new();
     for s in samples {
@@ -47,5 +52,5 @@ pub async fn append(store: &Store, tenant: &TenantId, samples: &[OutSample]) -> 
     ];
     let rows = rows.into_iter().filter(|(_, b)| b.num_rows() > 0).collect();
     let append = Append { tenant: tenant.clone(), rows, sources: Vec::new(), batch_id: None };
-    store.append(append).await.map(|_| ())
+    store.append(append).await.map(|a| a.refused)
 }

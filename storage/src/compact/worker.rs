@@ -75,6 +75,7 @@ fn run_flusher(inner: &Inner) {
             disk_seen = Some(now);
             inner.watch_disk();
         }
+        inner.cardinality.sweep_if_due(now);
         let mut failed = false;
         for state in inner.tables_now() {
             inner.coalesce(&state);

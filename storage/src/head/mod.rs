@@ -3,6 +3,7 @@
 //! Each batch is in memory, or in the WAL only and decoded when asked for: after a restart, so that a start-up with a full WAL
 //! needs little memory, and while a bucket is away ([`spill`]). Batches are immutable; many small ones are merged into one behind the readers' backs.
 
+pub(crate) mod cardinality;
 pub(crate) mod flush;
 pub(crate) mod lookup;
 mod pairs;

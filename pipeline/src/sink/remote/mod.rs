@@ -335,7 +335,7 @@ async fn settle(finished: Finished, positions: &dyn Destination, counters: &Coun
         }
     }
     let written = match append {
-        Some(append) => persist(positions, append, counters).await,
+        Some(append) => persist(positions, append, counters).await.map(drop),
         None => Ok(()),
     };
     for item in finished.items {

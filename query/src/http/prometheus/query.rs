@@ -154,10 +154,11 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: 
             data.push_str(&format!(
                 ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{},\"resultSortTime\":0,\"queryPreparationTime\":{prepare},\
                  \"innerEvalTime\":{eval},\"execQueueTime\":{queue},\"execTotalTime\":{}}},\
-                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{n}}},\
+                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{peak}}},\
                  \"aggregates\":{{\"5m\":{five_minutes},\"1h\":{hour}}}}}",
                 eval + prepare,
                 begun.elapsed().as_secs_f64(),
+                peak = s.samples_peak,
                 n = s.samples,
             ));
         }

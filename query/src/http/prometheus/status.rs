@@ -1,7 +1,7 @@
 //! `/status/*` and `/features`: what clients ask to know whom they speak to and what it holds.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::atomic::Ordering,
     time::SystemTime,
 };
@@ -153,35 +153,75 @@ pub(super) async fn tsdb(api: Api, request: Request) -> Answer {
 }
 
 fn tsdb_status(series: &[SeriesInfo], (min, max): (i64, i64), top: usize) -> Value {
-    let mut by_name: HashMap<&str, u64> = HashMap::new();
-    let mut values: HashMap<&str, BTreeSet<&str>> = HashMap::new();
-    let mut bytes: HashMap<&str, u64> = HashMap::new();
-    let mut pairs: HashMap<(&str, &str), u64> = HashMap::new();
-    for s in series {
-        for (name, value) in s.labels.iter() {
-            if name == "__name__" {
-                *by_name.entry(value).or_default() += 1;
-            }
-            values.entry(name).or_default().insert(value);
-            *bytes.entry(name).or_default() += value.len() as u64;
-            *pairs.entry((name, value)).or_default() += 1;
-        }
+    // Series by label name and value: all else follows from it.
+    let mut labels: HashMap<&str, HashMap<&str, u64>> = HashMap::new();
+    for (name, value) in series.iter().flat_map(|s| s.labels.iter()) {
+        *labels.entry(name).or_default().entry(value).or_default() += 1;
     }
+    let by_name = labels.get("__name__").into_iter().flatten().map(|(metric, n)| (*metric, *n));
+    let values = labels.iter().map(|(name, values)| (*name, values.len() as u64));
+    let bytes = labels.iter().map(|(name, values)| (*name, values.iter().map(|(v, n)| v.len() as u64 * n).sum()));
+    let pairs = || labels.iter().flat_map(|(name, values)| values.iter().map(|(value, n)| ((*name, *value), *n)));
     // Heads here have no chunks: a series is one row of samples until they are flushed.
     json!({
         "headStats": {
-            "numSeries": series.len(), "numLabelPairs": pairs.len(), "chunkCount": 0, "minTime": min, "maxTime": max,
+            "numSeries": series.len(), "numLabelPairs": pairs().count(), "chunkCount": 0, "minTime": min, "maxTime": max,
         },
         "seriesCountByMetricName": largest(by_name, top, str::to_owned),
-        "labelValueCountByLabelName": largest(values.iter().map(|(n, v)| (*n, v.len() as u64)), top, str::to_owned),
+        "labelValueCountByLabelName": largest(values, top, str::to_owned),
         "memoryInBytesByLabelName": largest(bytes, top, str::to_owned),
-        "seriesCountByLabelValuePair": largest(pairs, top, |(n, v)| format!("{n}={v}")),
+        "seriesCountByLabelValuePair": largest(pairs(), top, |(n, v)| format!("{n}={v}")),
     })
 }
 
 /// The `top` entries of the highest values, of equal ones those that come first by name.
 fn largest<N: Ord>(all: impl IntoIterator<Item = (N, u64)>, top: usize, name: impl Fn(N) -> String) -> Vec<Value> {
+    let order = |a: &(N, u64), b: &(N, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0));
     let mut all: Vec<(N, u64)> = all.into_iter().collect();
-    all.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    all.into_iter().take(top).map(|(n, value)| json!({"name": name(n), "value": value})).collect()
+    // There may be millions, of which few are shown.
+    if all.len() > top {
+        all.select_nth_unstable_by(top, order);
+        all.truncate(top);
+    }
+    all.sort_unstable_by(order);
+    all.into_iter().map(|(n, value)| json!({"name": name(n), "value": value})).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use storage::model::Labels;
+
+    use super::*;
+
+    #[test]
+    fn every_list_of_the_head_is_counted_and_ordered_as_in_prometheus() {
+        let series = |metric: &str, labels: &[(&str, &str)]| SeriesInfo {
+            id: 0,
+            labels: Arc::new(labels.iter().copied().chain([("__name__", metric)]).collect()),
+            metric_type: None,
+            unit: None,
+            help: None,
+        };
+        let all = [
+            series("up", &[("job", "a"), ("instance", "one")]),
+            series("up", &[("job", "a"), ("instance", "two")]),
+            series("up", &[("job", "b")]),
+            series("x", &[("job", "b")]),
+        ];
+        let told = tsdb_status(&all, (1, 2), 2);
+        let want = json!({
+            "headStats": {"numSeries": 4, "numLabelPairs": 6, "chunkCount": 0, "minTime": 1, "maxTime": 2},
+            "seriesCountByMetricName": [{"name": "up", "value": 3}, {"name": "x", "value": 1}],
+            "labelValueCountByLabelName": [{"name": "__name__", "value": 2}, {"name": "instance", "value": 2}],
+            // Bytes of the values, once for each series.
+            "memoryInBytesByLabelName": [{"name": "__name__", "value": 7}, {"name": "instance", "value": 6}],
+            "seriesCountByLabelValuePair": [
+                {"name": "__name__=up", "value": 3}, {"name": "job=a", "value": 2},
+            ],
+        });
+        assert_eq!(told, want);
+        assert_eq!(tsdb_status(&all, (1, 2), 100)["seriesCountByLabelValuePair"].as_array().unwrap().len(), 6);
+    }
 }
