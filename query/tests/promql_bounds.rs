@@ -129,3 +129,52 @@ async fn a_day_in_pieces_answers_as_its_instants_do() {
         assert_eq!(points, series.iter().map(|s| s.points.len()).sum::<usize>(), "{query}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_limit_of_a_query_is_named_and_writes_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let tenant = TenantId::default();
+    let limited = |limits: Limits| Engine::new(store.clone(), limits, EngineOptions::default());
+    let day = |query: &str| range(query, 0, 86_400_000, 60_000);
+    let by_tenant = query::limits::ByTenant {
+        defaults: query::limits::TenantLimits {
+            range_max: Some(std::time::Duration::from_secs(3600)),
+            ..query::limits::TenantLimits::default()
+        },
+        ..query::limits::ByTenant::default()
+    };
+    let deep = format!("{}1{}", "(".repeat(100_000), ")".repeat(100_000));
+    let long = format!("c_total{{n=\"{}\"}}", "a".repeat(2 << 20));
+    for (what, limits, request, want) in [
+        ("samples", Limits { samples_max: 1000, ..Limits::default() }, day("rate(c_total[5m])"), "too many samples"),
+        ("series", Limits { series_max: 10, ..Limits::default() }, day("c_total"), "limit of 10 series per query"),
+        (
+            "time",
+            Limits { timeout: std::time::Duration::from_nanos(1), ..Limits::default() },
+            day("rate(c_total[5m])"),
+            "query timed out in ",
+        ),
+        (
+            "range",
+            Limits { tenants: std::sync::Arc::new(by_tenant), ..Limits::default() },
+            day("c_total"),
+            "query time range exceeds the limit",
+        ),
+        ("steps", Limits::default(), range("1", 0, 10_000_000_000, 1), "steps per query"),
+        ("depth", Limits::default(), day(&deep), "deep"),
+        ("bytes", Limits::default(), day(&long), "bytes"),
+    ] {
+        let e = limited(limits).range(&tenant, request).await.expect_err(what);
+        assert!(e.to_string().contains(want), "{what}: {e}");
+    }
+    // Nothing of it holds up a write, and what is written is seen by the next query.
+    let mut builder = MetricBatchBuilder::new();
+    let id = builder.series(&Labels::from_pairs([("__name__", "after")]), SeriesMeta::default());
+    builder.sample(id, 60_000, None, 1.0);
+    let batch = builder.finish();
+    let rows = vec![(Table::MetricSeries, batch.series), (Table::MetricSamples, batch.samples)];
+    store.append(Append { tenant: tenant.clone(), rows, sources: Vec::new(), batch_id: None }).await.unwrap();
+    let request = InstantRequest { query: "after".into(), time_ms: 60_000, ..InstantRequest::default() };
+    assert!(limited(Limits::default()).instant(&tenant, request).await.is_ok());
+}
