@@ -191,8 +191,6 @@ fn largest<N: Ord>(all: impl IntoIterator<Item = (N, u64)>, top: usize, name: im
 mod tests {
     use std::sync::Arc;
 
-    use storage::model::Labels;
-
     use super::*;
 
     #[test]
