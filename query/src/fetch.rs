@@ -1,15 +1,23 @@
 //! The one door to storage: what the languages ask of it, in their own shapes.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch},
     datatypes::{Float64Type, Int32Type, Int64Type},
 };
 use storage::{
-    ScanError, ScanOrder, ScanRequest, Selector, SeriesInfo, Store,
+    SampleRequest, SampleScan, ScanError, ScanOrder, ScanRequest, Selector, SeriesInfo, Store,
     model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, batch::HistogramRow},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::QueryError,
@@ -65,6 +73,13 @@ impl SeriesData {
         self.histograms.extend(later.histograms);
     }
 
+    /// As [`SeriesData::forget`], without the room for what was there.
+    pub fn shrink_after(&mut self, ms: i64) {
+        self.forget(ms);
+        self.ts.shrink_to_fit();
+        self.values.shrink_to_fit();
+    }
+
     /// Forgets points at or before `ms`.
     pub fn forget(&mut self, ms: i64) {
         let samples = self.ts.partition_point(|t| *t <= ms);
@@ -109,13 +124,14 @@ impl SampleBudget {
     }
 
     pub fn take(&mut self, samples: usize) -> Result<(), QueryError> {
-        self.left = self.left.checked_sub(samples).ok_or_else(|| {
-            QueryError::Execution(
-                "query processing would load too many samples into memory in query execution".to_owned(),
-            )
-        })?;
+        self.left = self.left.checked_sub(samples).ok_or_else(too_many)?;
         Ok(())
     }
+}
+
+/// The error of a used up budget.
+pub fn too_many() -> QueryError {
+    QueryError::Execution("query processing would load too many samples into memory in query execution".to_owned())
 }
 
 /// Series alive in the range. Sorted by labels.
@@ -139,8 +155,8 @@ pub struct Selected {
     /// Sorted by labels.
     infos: Vec<SeriesInfo>,
     ids: Arc<[i64]>,
-    /// Id to place in `infos`.
-    index: HashMap<i64, usize>,
+    /// Id to place in `infos`, made when it is first asked for.
+    index: OnceLock<HashMap<i64, usize>>,
 }
 
 impl Selected {
@@ -158,7 +174,7 @@ impl Selected {
 
     /// Where a series is among the selected ones.
     pub(crate) fn place(&self, id: i64) -> Option<usize> {
-        self.index.get(&id).copied()
+        self.index().get(&id).copied()
     }
 
     /// Those that `chosen` accepts, and the others.
@@ -169,12 +185,15 @@ impl Selected {
 
     fn of(infos: Vec<SeriesInfo>) -> Selected {
         let ids = infos.iter().map(|s| s.id).collect();
-        let index = infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
-        Selected { infos, ids, index }
+        Selected { infos, ids, index: OnceLock::new() }
     }
 
     pub fn labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
         self.infos.iter().map(|s| &s.labels)
+    }
+
+    fn index(&self) -> &HashMap<i64, usize> {
+        self.index.get_or_init(|| self.infos.iter().enumerate().map(|(i, s)| (s.id, i)).collect())
     }
 }
 
@@ -205,6 +224,65 @@ pub async fn select(
     Ok(Selected::of(infos))
 }
 
+/// Samples of a share, unless a query may hold few: they stay in cache while they are evaluated.
+const SHARE_SAMPLES: usize = 1 << 17;
+
+/// The samples of selected series in a closed interval, read a share of the series at a time on any threads.
+/// Without histograms and start times.
+pub struct Shares {
+    selected: Arc<Selected>,
+    scan: SampleScan,
+}
+
+impl Shares {
+    /// `samples_max`: what the query may hold.
+    pub async fn open(
+        store: &Store,
+        tenant: &TenantId,
+        selected: &Arc<Selected>,
+        range: TimeRange,
+        samples_max: usize,
+    ) -> Result<Self, QueryError> {
+        let share_rows = SHARE_SAMPLES.min(samples_max / 16).max(1);
+        let request = SampleRequest { tenant: tenant.clone(), ids: selected.ids.clone(), range, share_rows };
+        Ok(Shares { selected: selected.clone(), scan: store.samples(request).await? })
+    }
+
+    pub fn count(&self) -> usize {
+        self.scan.shares()
+    }
+
+    /// Samples held besides those that were read.
+    pub fn held(&self) -> usize {
+        self.scan.held()
+    }
+
+    /// The series of a share with their places in the selection. Blocks.
+    pub fn read(&self, share: usize) -> Result<Vec<(usize, SeriesData)>, QueryError> {
+        let read = self.scan.read(share)?;
+        Ok(read
+            .into_iter()
+            .map(|s| {
+                let mut series = SeriesData::new(self.selected.infos[s.series].labels.clone());
+                (series.ts, series.values) = (s.ts, s.values);
+                sort_samples(&mut series);
+                (s.series, series)
+            })
+            .collect())
+    }
+}
+
+/// Whether any selected series may have histograms in the closed interval.
+pub async fn may_have_histograms(
+    store: &Store,
+    tenant: &TenantId,
+    selected: &Selected,
+    (from_ms, to_ms): (i64, i64),
+) -> Result<bool, QueryError> {
+    let Some(range) = range_of_millis(from_ms.saturating_sub(HINT_MS), to_ms) else { return Ok(false) };
+    Ok(store.may_have_histograms(tenant, selected.ids.clone(), range).await?)
+}
+
 /// Points with `from_ms <= ts <= to_ms` of each selected series, in their order; a series without any is empty.
 ///
 /// Errors when the budget is used up.
@@ -224,15 +302,11 @@ pub async fn load(
             .selector(Selector::Ids(selected.ids.clone()))
             .order(ScanOrder::Mixed, None)
     };
-    let columns: &[&str] =
-        if reading.starts { &["series_id", "ts_ms", "value", "start_ms"] } else { &["series_id", "ts_ms", "value"] };
-    let mut samples = Vec::new();
-    let mut stream = store.scan(request(Table::MetricSamples, range).columns(columns)).await?;
-    while let Some(batch) = stream.next_of().await {
-        let batch = batch?;
-        budget.take(batch.1.num_rows())?;
-        samples.push(batch);
-    }
+    let mut out = if reading.starts {
+        with_starts(store, request(Table::MetricSamples, range), selected, budget).await?
+    } else {
+        by_shares(Shares::open(store, tenant, selected, range, budget.left()).await?, budget).await?
+    };
     // The histogram before the first one tells whether that was reset.
     let earlier = range_of_millis(from_ms.saturating_sub(HINT_MS), to_ms).unwrap_or(range);
     let mut histograms = Vec::new();
@@ -244,10 +318,64 @@ pub async fn load(
     }
     // Of points with one time the one that was committed last counts.
     histograms.sort_by_key(|(source, _)| *source);
+    if histograms.is_empty() {
+        return Ok(out);
+    }
     let selected = selected.clone();
-    tokio::task::spawn_blocking(move || gather(&selected, &samples, &histograms, from_ms, reading))
+    tokio::task::spawn_blocking(move || {
+        with_histograms(&selected, &histograms, from_ms, reading, &mut out)?;
+        Ok(out)
+    })
+    .await
+    .map_err(|e| QueryError::Internal(e.to_string()))?
+}
+
+async fn with_starts(
+    store: &Store,
+    request: ScanRequest,
+    selected: &Arc<Selected>,
+    budget: &mut SampleBudget,
+) -> Result<Vec<SeriesData>, QueryError> {
+    let mut samples = Vec::new();
+    let mut stream = store.scan(request.columns(&["series_id", "ts_ms", "value", "start_ms"])).await?;
+    while let Some(batch) = stream.next_of().await {
+        let batch = batch?;
+        budget.take(batch.1.num_rows())?;
+        samples.push(batch);
+    }
+    let selected = selected.clone();
+    tokio::task::spawn_blocking(move || gather(&selected, &samples))
         .await
         .map_err(|e| QueryError::Internal(e.to_string()))?
+}
+
+/// All shares.
+async fn by_shares(shares: Shares, budget: &mut SampleBudget) -> Result<Vec<SeriesData>, QueryError> {
+    let left = budget.left();
+    // Whoever stops waiting for it stops it.
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let work = move || {
+        let taken = AtomicUsize::new(shares.held());
+        let read = parallel::map(shares.count(), usize::MAX, |share| {
+            if stop.is_cancelled() {
+                return Err(QueryError::Canceled("expression evaluation"));
+            }
+            let read = shares.read(share)?;
+            let n = read.iter().map(|(_, s)| s.ts.len()).sum::<usize>();
+            if taken.fetch_add(n, Ordering::Relaxed) + n > left {
+                return Err(too_many());
+            }
+            Ok(read)
+        })?;
+        let mut out: Vec<SeriesData> =
+            shares.selected.infos.iter().map(|s| SeriesData::new(s.labels.clone())).collect();
+        read.into_iter().flatten().for_each(|(n, series)| out[n] = series);
+        Ok::<_, QueryError>((out, taken.into_inner() - shares.held()))
+    };
+    let (out, taken) = tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
+    budget.take(taken)?;
+    Ok(out)
 }
 
 pub(crate) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, QueryError> {
@@ -291,7 +419,7 @@ fn pieces<'b>(
         for run in ids.chunk_by(|a, b| a == b) {
             let rows = at as u32..(at + run.len()) as u32;
             at += run.len();
-            if let Some(series) = selected.index.get(&run[0]) {
+            if let Some(series) = selected.index().get(&run[0]) {
                 out.push(Piece { series: *series as u32, source: *source as u32, batch: n as u32, rows });
             }
         }
@@ -301,13 +429,7 @@ fn pieces<'b>(
     Ok((out, columns))
 }
 
-fn gather(
-    selected: &Selected,
-    samples: &[(usize, RecordBatch)],
-    histograms: &[(usize, RecordBatch)],
-    from_ms: i64,
-    reading: Reading,
-) -> Result<Vec<SeriesData>, QueryError> {
+fn gather(selected: &Selected, samples: &[(usize, RecordBatch)]) -> Result<Vec<SeriesData>, QueryError> {
     let (pieces, columns) = pieces(selected, samples)?;
     let rows = samples.iter().map(|(_, b)| b.num_rows()).sum::<usize>();
     // Where the pieces of each series begin.
@@ -318,7 +440,7 @@ fn gather(
     for i in 1..first.len() {
         first[i] += first[i - 1];
     }
-    let mut out = parallel::map(selected.len(), rows.saturating_mul(2), |n| {
+    parallel::map(selected.len(), rows.saturating_mul(2), |n| {
         let mut series = SeriesData::new(selected.infos[n].labels.clone());
         let of = &pieces[first[n]..first[n + 1]];
         let len = of.iter().map(|p| p.rows.len()).sum();
@@ -340,9 +462,19 @@ fn gather(
         }
         sort_samples(&mut series);
         Ok::<_, QueryError>(series)
-    })?;
-    for (_, batch) in histograms {
-        gather_histograms(batch, &selected.index, &mut out)?;
+    })
+}
+
+/// `batches`: in commit order.
+fn with_histograms(
+    selected: &Selected,
+    batches: &[(usize, RecordBatch)],
+    from_ms: i64,
+    reading: Reading,
+    out: &mut [SeriesData],
+) -> Result<(), QueryError> {
+    for (_, batch) in batches {
+        gather_histograms(batch, selected.index(), out)?;
     }
     for series in out.iter_mut().filter(|s| !s.histograms.is_empty()) {
         sort_histograms(series);
@@ -354,7 +486,7 @@ fn gather(
             series.histogram_starts.clear();
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 fn gather_histograms(

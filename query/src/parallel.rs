@@ -2,7 +2,10 @@
 //!
 //! **For** work on blocking threads that takes milliseconds. **Not for** waiting: nothing here is async.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 /// Threads of one call.
 const THREADS_MAX: usize = 8;
@@ -13,16 +16,38 @@ const ALONE_BELOW: usize = 200_000;
 /// Items a thread takes at a time: few enough that all end at about the same time.
 const SHARES: usize = 8;
 
+thread_local! {
+    /// Whether this thread works for a call already: then all cores have work, and a call inside of it is done alone.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread until it is dropped.
+struct Inside;
+
+impl Inside {
+    fn enter() -> Self {
+        INSIDE.set(true);
+        Inside
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}
+
 /// `f` of each of `0..n`. `work`: what all of it amounts to, in units of about a nanosecond. The first error ends it.
 pub fn map<T: Send, E: Send>(n: usize, work: usize, f: impl Fn(usize) -> Result<T, E> + Sync) -> Result<Vec<T>, E> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(n);
-    if threads < 2 || work < ALONE_BELOW {
+    if threads < 2 || work < ALONE_BELOW || INSIDE.get() {
         return (0..n).map(f).collect();
     }
     let share = n.div_ceil(threads * SHARES).max(1);
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let run = || {
+        let _inside = Inside::enter();
         let mut out: Vec<(usize, Result<Vec<T>, E>)> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let start = next.fetch_add(share, Ordering::Relaxed);

@@ -41,5 +41,8 @@ pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
 pub use head::cardinality::{Offender, Refused, SeriesLimit};
 pub use part::Promoted;
-pub use scan::{Mark, RowFilter, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector, Tail};
+pub use scan::{
+    Mark, RowFilter, SampleRequest, SampleScan, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector,
+    StoredSamples, Tail,
+};
 pub use store::{Append, Appended, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};

@@ -101,6 +101,7 @@ pub(crate) fn open(mut config: StoreConfig, env: Environment) -> Result<Arc<Inne
         tables: RwLock::new(tables),
         sources,
         parts: PartCache::default(),
+        orders: Default::default(),
         head_bytes: AtomicUsize::new(0),
         head_freed: tokio::sync::Notify::new(),
         disk_full_percent: AtomicU8::new(0),

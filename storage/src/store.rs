@@ -14,7 +14,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    AppendError, OpenError, ScanError, ScanRequest, ScanStats, ScanStream, Selector, StoreConfig,
+    AppendError, OpenError, SampleRequest, SampleScan, ScanError, ScanRequest, ScanStats, ScanStream, Selector,
+    StoreConfig,
     catalog::{PartEntry, Purge, TableCatalog},
     compact::delete::{DeleteRequest, Receipt},
     head::{
@@ -24,6 +25,7 @@ use crate::{
         rows::{self, StoredRows},
         series::LabelIndex,
     },
+    index::order::LabelOrders,
     limits,
     lock::DataDir,
     metrics::StoreMetrics,
@@ -209,6 +211,7 @@ pub(crate) struct Inner {
     pub tables: RwLock<BTreeMap<(TenantId, Table), Arc<TableState>>>,
     pub sources: Arc<SourceMemory>,
     pub parts: PartCache,
+    pub orders: LabelOrders,
     /// Bytes of all heads, and of appends on their way into them.
     pub head_bytes: AtomicUsize,
     pub head_freed: Notify,
@@ -330,6 +333,33 @@ impl Store {
         Ok(stream)
     }
 
+    /// Samples under one snapshot, as [`Store::scan`]; what it reads of files when asked.
+    pub async fn samples(&self, request: SampleRequest) -> Result<SampleScan, ScanError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.plan_samples(&request))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))?
+    }
+
+    /// Whether there may be histograms of any of the series in the range.
+    pub async fn may_have_histograms(
+        &self,
+        tenant: &TenantId,
+        ids: Arc<[i64]>,
+        range: TimeRange,
+    ) -> Result<bool, ScanError> {
+        let (inner, tenant) = (self.inner.clone(), tenant.clone());
+        tokio::task::spawn_blocking(move || inner.may_have(&tenant, Table::MetricHistograms, &ids, range))
+            .await
+            .map_err(|e| ScanError::Internal(e.to_string()))
+    }
+
+    /// Times (ms) at which a long range is best cut, ascending and inside of it: between two of them about `parts_max` parts
+    /// of samples overlap.
+    pub fn sample_cuts(&self, tenant: &TenantId, range: TimeRange, parts_max: usize) -> Vec<i64> {
+        self.inner.sample_cuts(tenant, range, parts_max)
+    }
+
     /// Log streams with a record in the range (in hours at the edges), by labels; sorted by labels.
     pub async fn streams(
         &self,
@@ -405,9 +435,10 @@ impl Store {
     ) -> Result<Vec<crate::head::lookup::Entry>, ScanError> {
         let matchers = matchers.to_vec();
         self.look(tenant, table, move |inner, state| {
-            let mut out = inner.find_indexed(state, range, |i| i.find(&matchers, range))?;
-            out.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
-            Ok(out)
+            let found = inner.find_indexed(state, range, |i| i.find(&matchers, range))?;
+            let found = found.into_iter().map(|e| (e.id, e)).collect();
+            let sorted = inner.orders.sorted(found, |a, b| a.labels.cmp(&b.labels));
+            Ok(sorted.into_iter().map(|(_, e)| e).collect())
         })
         .await
     }

@@ -4,7 +4,8 @@
 //! --nocapture`. The folder keeps both databases, so that a second run only asks. Nothing is asserted on times.
 //!
 //! Data set: counters `node_work_total` of 10 jobs x 100 instances x 10 cpus, a sample every 15 s for 24 h (57.6 M); classic
-//! histograms `bench_seconds_bucket` of 100 series x 12 buckets in the last two hours.
+//! histograms `bench_seconds_bucket` of 100 series x 12 buckets and native ones `bench_native_seconds` of 100 series x 24
+//! buckets in the last two hours.
 
 use std::{
     net::SocketAddr,
@@ -80,6 +81,55 @@ fn buckets() -> Vec<Vec<u8>> {
     series.collect()
 }
 
+fn natives() -> Vec<Vec<u8>> {
+    let series = (0..100).map(|n| {
+        labels_of(&[
+            ("__name__", "bench_native_seconds".to_owned()),
+            ("job", format!("job-{}", n / 10)),
+            ("instance", format!("i-{}", n % 10)),
+        ])
+    });
+    series.collect()
+}
+
+/// As [`request`], of native counter histograms with 24 buckets in a row.
+fn native_request(series: &[Vec<u8>], first: i64, count: i64, start_ms: i64) -> Vec<u8> {
+    const BUCKETS: i64 = 24;
+    let zigzag = |v: i64| ((v << 1) ^ (v >> 63)) as u64;
+    let (mut out, mut one) = (Vec::new(), Vec::new());
+    for (n, labels) in series.iter().enumerate() {
+        one.clear();
+        one.extend_from_slice(labels);
+        for i in first..first + count {
+            let counts: Vec<i64> = (0..BUCKETS).map(|b| (i + 1) * (1 + (b * 7 + n as i64) % 11)).collect();
+            let (mut histogram, mut span, mut deltas) = (Vec::new(), Vec::new(), Vec::new());
+            histogram.push(1 << 3);
+            put_varint(&mut histogram, counts.iter().sum::<i64>() as u64);
+            histogram.push(3 << 3 | 1);
+            histogram.extend_from_slice(&((i * 17) as f64).to_le_bytes());
+            histogram.push(4 << 3);
+            put_varint(&mut histogram, zigzag(2));
+            histogram.push(5 << 3 | 1);
+            histogram.extend_from_slice(&1e-128f64.to_le_bytes());
+            histogram.extend_from_slice(&[6 << 3, 0]);
+            span.push(1 << 3);
+            put_varint(&mut span, zigzag(-12));
+            span.push(2 << 3);
+            put_varint(&mut span, BUCKETS as u64);
+            put_bytes(&mut histogram, 11, &span);
+            for (b, c) in counts.iter().enumerate() {
+                put_varint(&mut deltas, zigzag(if b == 0 { *c } else { c - counts[b - 1] }));
+            }
+            put_bytes(&mut histogram, 12, &deltas);
+            histogram.push(15 << 3);
+            put_varint(&mut histogram, (start_ms + i * STEP_MS + n as i64) as u64);
+            put_bytes(&mut one, 4, &histogram);
+        }
+        put_bytes(&mut out, 1, &one);
+    }
+    snap::raw::Encoder::new().compress_vec(&out).unwrap()
+}
+
 /// One request: `count` samples from number `first` on of each of `series`, which are numbered from `number`.
 fn request(series: &[Vec<u8>], number: usize, first: i64, count: i64, start_ms: i64) -> Vec<u8> {
     let (mut out, mut one, mut sample) = (Vec::new(), Vec::new(), Vec::new());
@@ -147,6 +197,8 @@ fn fill(dir: &Path, to: &[SocketAddr], start_ms: i64) {
         if first >= PER_DAY - 480 {
             let body = request(&buckets(), 0, first, PIECE.0, start_ms);
             clients.iter_mut().for_each(|c| write(c, &body));
+            let body = native_request(&natives(), first, PIECE.0, start_ms);
+            clients.iter_mut().for_each(|c| write(c, &body));
         }
     }
     println!("written in {:?}: Sightline, Prometheus {took:?}", begun.elapsed());
@@ -191,7 +243,7 @@ fn promql_speed() {
     let filled = dir.join("start");
     let new = !dir.join("data").exists();
     let server = Server::start(&dir.join("data"), &["--no-collect"]);
-    let prometheus = (!alone).then(|| Prometheus::receiver(&dir));
+    let prometheus = (!alone).then(|| Prometheus::receiver_with(&dir, &["--enable-feature=native-histograms"]));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
     let start_ms = match std::fs::read_to_string(&filled) {
         Ok(text) => {
@@ -231,9 +283,14 @@ fn promql_speed() {
             "histogram_quantile(0.9, sum by (le, job)(rate(b[5m]))), 1 h, 60 s",
             range("histogram_quantile(0.9, sum by (le, job)(rate(bench_seconds_bucket[5m])))", 3600, 60),
         ),
+        (
+            "histogram_quantile(0.9, sum by (job)(rate(n[5m]))), native, 1 h, 60 s",
+            range("histogram_quantile(0.9, sum by (job)(rate(bench_native_seconds[5m])))", 3600, 60),
+        ),
         ("one series, 1 h, 15 s", range("node_work_total{instance=\"10.0.3.7:9100\",cpu=\"3\"}", 3600, 15)),
         ("labels {__name__=~\"node_.*\"}", format!("/api/v1/labels?{of}")),
         ("values of instance {__name__=~\"node_.*\"}", format!("/api/v1/label/instance/values?{of}")),
+        ("series {__name__=~\"node_.*\"}", format!("/api/v1/series?{of}")),
         (
             "series {__name__=~\"node_.*\", job=\"job-3\"}",
             format!(
@@ -247,15 +304,15 @@ fn promql_speed() {
             format!("/api/v1/query?query={}&time={end}", encode("sum by (job)(rate(node_work_total[5m]))")),
         ),
     ];
-    println!("{:<68} {:>10} {:>10} {:>12} {:>6}", "ms", "first", "warm", "Prometheus", "ratio");
+    println!("{:<72} {:>10} {:>10} {:>12} {:>6}", "ms", "first", "warm", "Prometheus", "ratio");
     for (name, path) in &cases {
         let (first, warm, _) = measure(server.http, path);
         match &prometheus {
             Some(p) => {
                 let (_, theirs, _) = measure(p.http, path);
-                println!("{name:<68} {first:>10.1} {warm:>10.1} {theirs:>12.1} {:>6.2}", warm / theirs);
+                println!("{name:<72} {first:>10.1} {warm:>10.1} {theirs:>12.1} {:>6.2}", warm / theirs);
             }
-            None => println!("{name:<68} {first:>10.1} {warm:>10.1}"),
+            None => println!("{name:<72} {first:>10.1} {warm:>10.1}"),
         }
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap_or_default();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     aggregates::{Answered, Source},
-    ast::{At, BinaryOp, Duration, DurationKind, Edges, Expr, ExprKind, Selector, ValueType},
+    ast::{AggregateOp, At, BinaryOp, Duration, DurationKind, Edges, Expr, ExprKind, Selector, ValueType},
     eval::{self, Evaluator, Leaf, Steps, Streamed, Values},
     features::Features,
     parser::parse,
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     annotations::Annotations,
     error::QueryError,
-    fetch::{self, SeriesData},
+    fetch::{self, Selected, SeriesData, Shares},
     limits::{Limits, STEPS_MAX},
     recent::{Recent, Wanted},
     syntax::Span,
@@ -258,12 +258,9 @@ impl Engine {
                 evaluator.computed.lock().insert(id, series);
                 continue;
             }
-            match need.leaf.clone() {
-                Some(leaf) if need.to - need.from > PIECE_MS_MIN => {
-                    let series = fetched.streamed(&evaluator, need, leaf, steps, reading).await?;
-                    evaluator.computed.lock().insert(id, series);
-                }
-                _ => data[id] = fetched.whole(need, reading).await?,
+            match fetched.read(&evaluator, need, steps, reading).await? {
+                Read::Computed(series) => drop(evaluator.computed.lock().insert(id, series)),
+                Read::Samples(samples) => data[id] = samples,
             }
         }
         let (samples, samples_peak, answered) = (fetched.samples, fetched.samples_peak, fetched.answered);
@@ -300,6 +297,16 @@ const PIECE_MS_MIN: i64 = 2 * 3_600_000;
 /// Samples a piece shall have about: few beside what a query may hold, many beside what a piece costs.
 const PIECE_SAMPLES: usize = 5_000_000;
 
+/// Parts that are read at once, of each of which a row group or two are unpacked at a time (2 MiB each).
+const PIECE_PARTS: usize = 48;
+
+/// What reading a selector gives.
+enum Read {
+    Samples(Vec<Arc<SeriesData>>),
+    /// Of its leaf.
+    Computed(Vec<eval::Series>),
+}
+
 /// What a query has read so far, and what it may still.
 pub(super) struct Fetched<'a> {
     pub store: &'a Store,
@@ -322,42 +329,87 @@ impl Fetched<'_> {
         Ok(found)
     }
 
-    /// All samples of a selector.
-    async fn whole(&mut self, need: Need, reading: fetch::Reading) -> Result<Vec<Arc<SeriesData>>, QueryError> {
+    async fn read(
+        &mut self,
+        evaluator: &Evaluator,
+        need: Need,
+        steps: Steps,
+        reading: fetch::Reading,
+    ) -> Result<Read, QueryError> {
         let times = (need.from, need.to);
         let matchers = &need.selector.matchers;
         let selected = fetch::select(self.store, self.tenant, matchers, times, self.series_max).await?;
         let selected = Arc::new(selected);
-        let before = self.budget.left();
-        let all = fetch::load(self.store, self.tenant, &selected, times, reading, &mut self.budget).await?;
-        self.samples += before - self.budget.left();
-        self.samples_peak += before - self.budget.left();
-        Ok(all.into_iter().filter(|s| !s.is_empty()).map(Arc::new).collect())
-    }
-
-    /// The values of a leaf, whose samples are read and forgotten piece by piece; the next piece is read while one is
-    /// evaluated.
-    async fn streamed(
-        &mut self,
-        evaluator: &Evaluator,
-        need: Need,
-        leaf: Leaf,
-        steps: Steps,
-        reading: fetch::Reading,
-    ) -> Result<Vec<eval::Series>, QueryError> {
-        let (from, to) = (need.from, need.to);
-        let matchers = &need.selector.matchers;
-        let selected = fetch::select(self.store, self.tenant, matchers, (from, to), self.series_max).await?;
-        let selected = Arc::new(selected);
+        let Some(leaf) = &need.leaf else { return self.whole(&selected, times, reading).await };
         if selected.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Read::Computed(Vec::new()));
         }
-        let streamed = Streamed::new(need.selector, leaf, steps, selected.len());
-        let streamed = self.in_pieces(evaluator, streamed, &selected, (from, to), reading).await?;
-        let eval = evaluator.clone();
-        tokio::task::spawn_blocking(move || streamed.finish(&eval, selected.labels().cloned()))
+        let histograms =
+            reading.starts || fetch::may_have_histograms(self.store, self.tenant, &selected, times).await?;
+        if histograms && need.to - need.from <= PIECE_MS_MIN {
+            return self.whole(&selected, times, reading).await;
+        }
+        let streamed =
+            Streamed::new(need.selector.clone(), leaf.clone(), steps, evaluator.lookback_ms, selected.len());
+        let streamed = if histograms {
+            self.in_pieces(evaluator, streamed, &selected, times, reading).await?
+        } else {
+            self.in_shares(evaluator, streamed, &selected, times).await?
+        };
+        let (eval, grouped) = (evaluator.clone(), need.grouped);
+        tokio::task::spawn_blocking(move || streamed.finish(&eval, selected.labels().cloned(), grouped))
             .await
             .map_err(|e| QueryError::Internal(e.to_string()))?
+            .map(Read::Computed)
+    }
+
+    /// All samples of a selector.
+    async fn whole(
+        &mut self,
+        selected: &Arc<Selected>,
+        times: (i64, i64),
+        reading: fetch::Reading,
+    ) -> Result<Read, QueryError> {
+        let before = self.budget.left();
+        let all = fetch::load(self.store, self.tenant, selected, times, reading, &mut self.budget).await?;
+        self.samples += before - self.budget.left();
+        self.samples_peak += before - self.budget.left();
+        Ok(Read::Samples(all.into_iter().filter(|s| !s.is_empty()).map(Arc::new).collect()))
+    }
+
+    /// The values of a leaf without histograms, whose samples are read, evaluated and forgotten some series at a time.
+    async fn in_shares(
+        &mut self,
+        evaluator: &Evaluator,
+        mut streamed: Streamed,
+        selected: &Arc<Selected>,
+        (from, to): (i64, i64),
+    ) -> Result<Streamed, QueryError> {
+        let Some(range) = fetch::range_of_millis(from, to) else { return Ok(streamed) };
+        let cuts = self.store.sample_cuts(self.tenant, range, PIECE_PARTS);
+        let mut start = from;
+        let mut held = 0;
+        for end in cuts.into_iter().map(|cut| cut - 1).chain([to]) {
+            let Some(range) = fetch::range_of_millis(start, end).filter(|_| start <= end) else { continue };
+            let shares = Shares::open(self.store, self.tenant, selected, range, self.samples_max).await?;
+            let most = self.budget.left().saturating_sub(shares.held());
+            let eval = evaluator.clone();
+            let work = move || {
+                let (read, peak) = streamed.push_shares(&eval, &shares, end, most)?;
+                Ok::<_, QueryError>((streamed, read, peak + shares.held()))
+            };
+            let (back, read, peak) =
+                tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
+            streamed = back;
+            self.samples += read;
+            self.samples_peak = self.samples_peak.max(peak + held);
+            self.budget.give_back(held);
+            held = streamed.held();
+            self.budget.take(held)?;
+            start = end + 1;
+        }
+        self.budget.give_back(held);
+        Ok(streamed)
     }
 
     /// The points of each selected series, and whether it has a float.
@@ -370,17 +422,19 @@ impl Fetched<'_> {
         leaf: Leaf,
         steps: Steps,
         reading: fetch::Reading,
-        selected: &Arc<fetch::Selected>,
+        selected: &Arc<Selected>,
     ) -> Result<(Vec<Option<Vec<Point>>>, Vec<bool>), QueryError> {
-        let streamed = Streamed::new(selector.clone(), leaf, steps, selected.len());
+        let streamed = Streamed::new(selector.clone(), leaf, steps, evaluator.lookback_ms, selected.len());
         Ok(self.in_pieces(evaluator, streamed, selected, (from, to), reading).await?.into_points())
     }
 
+    /// The values of a leaf, whose samples are read and forgotten piece by piece of time; the next piece is read while one
+    /// is evaluated.
     async fn in_pieces(
         &mut self,
         evaluator: &Evaluator,
         mut streamed: Streamed,
-        selected: &Arc<fetch::Selected>,
+        selected: &Arc<Selected>,
         (from, to): (i64, i64),
         reading: fetch::Reading,
     ) -> Result<Streamed, QueryError> {
@@ -456,6 +510,8 @@ pub(super) struct Need {
     pub to: i64,
     /// What is computed of them while they are read, where nothing else is.
     pub leaf: Option<Leaf>,
+    /// An aggregation takes the leaf's values, which looks at other labels than the name.
+    grouped: bool,
 }
 
 impl Need {
@@ -485,6 +541,15 @@ fn leaves(expr: &Expr, needs: &mut [Need]) {
         ExprKind::Aggregate(a) => {
             a.parameter.iter().for_each(|p| leaves(p, needs));
             leaves(&a.operand, needs);
+            // The others make labels of all labels, or choose by them.
+            let groups = !matches!(a.op, AggregateOp::CountValues | AggregateOp::LimitRatio);
+            if groups
+                && !a.grouping.iter().any(|name| name == "__name__")
+                && let ExprKind::Call { args, .. } = &a.operand.inner().kind
+                && let Some(ExprKind::Range { selector, .. }) = args.first().map(|a| &a.inner().kind)
+            {
+                needs.iter_mut().filter(|n| n.selector.id == selector.id).for_each(|n| n.grouped = true);
+            }
         }
         ExprKind::Selector(s) => note(s, Leaf::Instant(expr.span), needs),
         ExprKind::Call { function, args } => {
@@ -699,7 +764,7 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<Need>) {
         ExprKind::Selector(s) => {
             let (from, to) = moved(s.at, s.offset.as_ref());
             let to = if s.edges == Edges::Smoothed { to + lookback } else { to };
-            out.push(Need { selector: s.clone(), from: from - lookback + 1, to, leaf: None });
+            out.push(Need { selector: s.clone(), from: from - lookback + 1, to, leaf: None, grouped: false });
         }
         ExprKind::Range { selector: s, range } => {
             let (from, to) = moved(s.at, s.offset.as_ref());
@@ -709,7 +774,7 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<Need>) {
                 Edges::Smoothed => (lookback, lookback),
             };
             let from = from - eval::millis(range) - before + 1;
-            out.push(Need { selector: s.clone(), from, to: to + after, leaf: None });
+            out.push(Need { selector: s.clone(), from, to: to + after, leaf: None, grouped: false });
         }
         ExprKind::Subquery(s) => {
             let (from, to) = moved(s.at, s.offset.as_ref());

@@ -250,7 +250,11 @@ async fn over_limits() {
     let query = |text: &str| format!("query={}&time=600", text.replace('+', "%2B"));
     for (text, status, words) in [
         ("m", 422, "more than the limit of 3 series"),
-        ("sum(m{x!=\"0\"}) + count_over_time(m{x!=\"0\"}[20m])", 422, "too many samples into memory"),
+        (
+            "quantile_over_time(0.1, m{x!=\"0\"}[20m]) + quantile_over_time(0.5, m{x!=\"0\"}[20m])",
+            422,
+            "too many samples into memory",
+        ),
         ("max_over_time(vector(1)[10y:1s])", 422, "too many samples into memory"),
         (&"x".repeat(200_000), 400, "longer than the limit of 131072 bytes"),
         (&format!("{}1{}", "(".repeat(1000), ")".repeat(1000)), 400, "nested deeper than 250 levels"),

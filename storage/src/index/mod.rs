@@ -2,5 +2,6 @@
 //! without one gives the same answers, more slowly.
 
 mod classes;
+pub(crate) mod order;
 pub mod runs;
 pub mod template;

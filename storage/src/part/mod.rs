@@ -27,6 +27,7 @@ mod promoted;
 mod prune;
 mod reader;
 mod rows;
+mod samples;
 mod seal;
 mod sort;
 mod source;
@@ -45,6 +46,7 @@ pub use meta::{PartMeta, WriteOptions};
 pub use promoted::{PromoteError, Promoted};
 pub use reader::{PartReader, PartScan};
 pub use rows::PartRows;
+pub(crate) use samples::SampleGroup;
 pub(crate) use sort::MixedMap;
 pub use source::{FileSource, RangeRead};
 #[cfg(test)]

@@ -44,6 +44,10 @@ impl Drop for Prometheus {
 impl Prometheus {
     /// One that scrapes nothing and takes remote writes.
     pub fn receiver(dir: &Path) -> Prometheus {
+        Self::receiver_with(dir, &[])
+    }
+
+    pub fn receiver_with(dir: &Path, args: &[&str]) -> Prometheus {
         let http = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
         std::fs::write(dir.join("prometheus.yml"), "global: {scrape_interval: 15s}\n").unwrap();
         let child = Command::new("prometheus")
@@ -51,6 +55,7 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()))
             .arg(format!("--web.listen-address={http}"))
             .args(["--web.enable-remote-write-receiver", "--log.level=warn", "--query.max-samples=200000000"])
+            .args(args)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(dir.join("prometheus.log")).unwrap())
             .spawn()

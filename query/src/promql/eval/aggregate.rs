@@ -9,7 +9,7 @@ use crate::{
     error::QueryError,
     parallel,
     promql::{
-        ast::{Aggregate, AggregateOp},
+        ast::{Aggregate, AggregateOp, Expr, ExprKind},
         histogram::Histogram,
         value::{Kahan, Mean, Point, format_general, format_plain},
     },
@@ -265,7 +265,12 @@ impl Evaluator {
             }
             out.push(s);
         }
-        Ok(without_empty(out))
+        let mut out = without_empty(out);
+        // Names that a function's result has not may have stayed as long as there were many of them.
+        if drops_names(&a.operand) {
+            out.iter_mut().for_each(|s| s.labels = self.without_name(&s.labels));
+        }
+        Ok(out)
     }
 
     fn chosen(&self, a: &Aggregate, parameter: f64, members: &[usize], series: &[Series], i: usize) -> Vec<usize> {
@@ -330,6 +335,14 @@ fn variance(values: &[f64]) -> f64 {
         squares += delta * (v - mean);
     }
     squares / values.len() as f64
+}
+
+/// Whether the results of an expression have no names for sure.
+fn drops_names(operand: &Expr) -> bool {
+    match &operand.inner().kind {
+        ExprKind::Call { function, .. } => super::is_plain(function.name) && !super::range::keeps_name(function.name),
+        _ => false,
+    }
 }
 
 struct Groups {

@@ -124,6 +124,11 @@ pub(super) fn plain(name: &str) -> Option<Plain> {
     })
 }
 
+/// Whether the results of one of [`plain`] have the name of their series.
+pub(super) fn keeps_name(name: &str) -> bool {
+    matches!(name, "last_over_time" | "first_over_time")
+}
+
 impl Evaluator {
     /// `None` when the function takes no range vector.
     pub(super) fn range_call(
@@ -140,7 +145,7 @@ impl Evaluator {
             if ranges.edges != Edges::Plain {
                 return edges::call(self, name, &ranges, args[0].span, steps).map(Some);
             }
-            let keep_name = matches!(name, "last_over_time" | "first_over_time");
+            let keep_name = keeps_name(name);
             let counter = matches!(name, "rate" | "increase");
             return self
                 .over_windows(&ranges, args[0].span, steps, keep_name, counter, Work::Plain(name, f))
