@@ -68,9 +68,9 @@ fn series_that_went_quiet_make_room_and_leave_nothing_behind() {
     let guard = guard([Some(100), Some(1), Some(1), Some(1)]);
     let (a, b) = (series("m", &[("a", "1"), ("b", "1")]), series("m", &[("a", "2"), ("b", "1")]));
     let nobody = HashSet::new();
-    assert!(append(&guard, 0, &[a.clone()], &nobody).over.is_empty());
+    assert!(append(&guard, 0, std::slice::from_ref(&a), &nobody).over.is_empty());
     guard.sweep(Duration::from_secs(WINDOW - 1));
-    assert_eq!(append(&guard, WINDOW - 1, &[b.clone()], &nobody).over.len(), 1);
+    assert_eq!(append(&guard, WINDOW - 1, std::slice::from_ref(&b), &nobody).over.len(), 1);
     guard.sweep(Duration::from_secs(WINDOW));
     assert!(append(&guard, WINDOW, &[b], &nobody).over.is_empty());
     assert_eq!(append(&guard, WINDOW, &[a], &nobody).over.len(), 1);
