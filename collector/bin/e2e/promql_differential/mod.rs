@@ -1,6 +1,6 @@
 //! The same series by remote write into us and into Debian's Prometheus 2.42, and the same queries to both.
 //!
-//! `SIGHTLINE_PROMQL_QUERIES=3000` asks for more than the few hundred of a usual run, `SIGHTLINE_PROMQL_SEED` for others.
+//! `SIGHTLINE_PROMQL_QUERIES=20000` asks for more than the 3,000 of a usual run, `SIGHTLINE_PROMQL_SEED` for others.
 //! What is left out because the versions differ is said in `generate`.
 
 mod data;
@@ -24,7 +24,7 @@ use super::{
     skip::skipped,
 };
 
-const QUERIES: usize = 400;
+const QUERIES: usize = 3000;
 /// Relative; sums are compensated in one and not in the other.
 const TOLERANCE: f64 = 1e-9;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -113,11 +113,17 @@ fn matched_twice(query: &str, why: &str) -> bool {
     why.contains("multiple matches for labels") && ["==", "!=", "<", ">"].iter().any(|op| query.contains(op))
 }
 
+/// 2.42 refuses series that a dropped name makes one and that never share a step; 3 joins them, as the recorded cases say.
+fn joined_since(why: &str) -> bool {
+    why.contains("vector cannot contain metrics with the same labelset")
+}
+
 /// What is different, if anything is.
 fn difference(query: &str, ours: &Answer, theirs: &Answer) -> Option<String> {
     let (ours, theirs) = match (ours, theirs) {
         (Err(_), Err(_)) => return None,
         (Err(e), Ok(_)) if matched_twice(query, e) => return None,
+        (Ok(_), Err(e)) if joined_since(e) => return None,
         (Ok(a), Ok(b)) => (a, b),
         (Ok(a), Err(e)) => return Some(format!("{} series, but Prometheus fails: {e}", a.len())),
         (Err(e), Ok(b)) => return Some(format!("fails: {e}, but Prometheus gives {} series", b.len())),
