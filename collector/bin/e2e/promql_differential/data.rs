@@ -2,7 +2,7 @@
 //! markers. All sample times have odd milliseconds, so that no window's edge lies on a sample: Prometheus 2 counts the left
 //! one in, Prometheus 3 does not.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use storage::model::{Labels, MetricBatch, MetricBatchBuilder, batch::SeriesMeta};
@@ -127,15 +127,16 @@ fn buckets(
 }
 
 /// Sends everything to a remote write receiver, half an hour a request, oldest first. Gives the number of samples.
-pub fn send(to: SocketAddr, series: &[Series], start_ms: i64) -> usize {
+/// The samples of those indices; their number.
+pub fn send(to: SocketAddr, series: &[Series], start_ms: i64, samples: Range<i64>) -> usize {
     const PIECE: i64 = 120;
     let mut sent = 0;
     let mut client = Client::new(to);
-    for piece in (0..SAMPLES).step_by(PIECE as usize) {
+    for piece in samples.clone().step_by(PIECE as usize) {
         let mut builder = MetricBatchBuilder::new();
         for s in series {
             let id = builder.series(&s.labels, SeriesMeta::default());
-            for i in piece..(piece + PIECE).min(SAMPLES) {
+            for i in piece..(piece + PIECE).min(samples.end) {
                 if let Some(v) = s.values[i as usize] {
                     builder.sample(id, start_ms + i * STEP_MS + s.shift_ms, None, v);
                     sent += 1;

@@ -151,20 +151,31 @@ fn generated_queries_are_answered_as_prometheus_answers_them() {
     let count = asked("SIGHTLINE_PROMQL_QUERIES").map_or(QUERIES, |n| n as usize);
     let seed = asked("SIGHTLINE_PROMQL_SEED").unwrap_or(42);
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("data"), &["--no-collect"]);
+    let start_ours = || Server::start(&dir.path().join("data"), &["--no-collect"]);
+    let mut server = start_ours();
     let prometheus = Prometheus::receiver(dir.path());
 
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
     let start = (now / 3600 - 4) * 3600;
     let series = data::series(seed);
-    let sent = data::send(server.http, &series, start * 1000);
-    assert_eq!(sent, data::send(prometheus.http, &series, start * 1000));
+    // Ours has the first two thirds in parts and the rest in its head, at last all in parts.
+    let cut = data::SAMPLES * 2 / 3;
+    let mut sent = data::send(server.http, &series, start * 1000, 0..cut);
+    server.stop();
+    server = start_ours();
+    sent += data::send(server.http, &series, start * 1000, cut..data::SAMPLES);
+    assert_eq!(sent, data::send(prometheus.http, &series, start * 1000, 0..data::SAMPLES));
 
     let middle = start + data::SAMPLES * data::STEP_MS / 2000;
     let mut generator = Generator { rng: StdRng::seed_from_u64(seed), middle };
     let (mut ours, mut theirs) = (Client::new(server.http), Client::new(prometheus.http));
     let (mut empty, mut failed, mut wrong) = (0, 0, Vec::new());
     for n in 0..count {
+        if n == count / 2 {
+            server.stop();
+            server = start_ours();
+            ours = Client::new(server.http);
+        }
         let query = generator.query();
         // At half seconds.
         let at = middle + generator.rng.random_range(-3600..4000);
