@@ -30,6 +30,7 @@ use pipeline::{
     metrics::write_prometheus,
     sink::{buffered::BufferedSink, otlp, remote::RemoteSink, store::Destination},
 };
+use query::http::prometheus::InForce;
 use storage::lock::DataDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -136,7 +137,8 @@ pub async fn start(mut config: Config, args: &AgentArgs) -> Result<Agent, StartE
     if !config.rules.sources.is_empty() {
         tracing::warn!("an agent evaluates no rules: the server it ships to does");
     }
-    let reloadable = Arc::new(Reloadable::new(config.args.clone(), config.fixed.clone(), pools, None));
+    let (args, written) = (config.args.clone(), config.written.clone());
+    let reloadable = Arc::new(Reloadable::new(args, written, InForce::default(), pools, None));
     let (mut builder, mut found) = app::plan_pipeline(config, memory).await?;
     let to = match sink {
         None => "the sinks of the configuration".to_owned(),

@@ -16,7 +16,7 @@ use collector::{
 };
 use pipeline::{PipelineBuilder, Running, Signals};
 use query::{
-    http::rules::Reload,
+    http::{prometheus::InForce, rules::Reload},
     promql::{Engine, EngineOptions},
     rules::{
         notify::{Desk, NotifySettings, plan::Plan},
@@ -112,13 +112,11 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let (metrics, tenants) = (push.metrics.clone(), push.tenants.clone());
     let elastic_version = push.elastic_version.clone();
     config.limit_tenants(&tenants);
+    let configuration = InForce::new(config.written.shown());
     let query_limits = query::limits::Limits { tenants: config.tenants.queries.clone(), ..Default::default() };
     let mut queries = query::QueryConfig {
         limits: query_limits,
-        about: query::http::prometheus::About {
-            config: std::mem::take(&mut config.shown),
-            memory_bytes: memory as u64,
-        },
+        about: query::http::prometheus::About { configuration: configuration.clone(), memory_bytes: memory as u64 },
         origins: query::http::cross_origin::Origins::of(std::mem::take(&mut config.allowed_origins)),
         scraper: crate::scrape_targets::of(config.scrapers()),
         promql: query::promql::EngineOptions { features: config.features, ..Default::default() },
@@ -133,7 +131,7 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     .await
     .map_err(|e| StartError::Config(e.to_string()))?;
     let (targets, told) = watch::channel(Arc::new(told.map_err(StartError::Config)?));
-    let (args, fixed) = (config.args.clone(), std::mem::take(&mut config.fixed));
+    let (args, written) = (config.args.clone(), std::mem::take(&mut config.written));
     let scrapers = config.scrapers();
     let scrape_counters: Vec<_> = scrapers.iter().map(|(n, p)| (n.clone(), p.counters.clone())).collect();
     let (builder, found) = plan_pipeline(config, memory).await?;
@@ -149,7 +147,8 @@ pub async fn start(mut config: Config, telemetry: Option<Telemetry>) -> Result<A
     let mut told_by = JoinSet::new();
     told_by.spawn(alert_targets::keep(rules.clone(), told));
     let at_work = reload::Rules { ruler: rules.clone(), desk, targets, url: url.clone(), state_dir };
-    let reloadable: Arc<dyn Reload> = Arc::new(Reloadable::new(args, fixed, scrapers, Some(at_work)));
+    let reloadable: Arc<dyn Reload> =
+        Arc::new(Reloadable::new(args, written, configuration, scrapers, Some(at_work)));
     queries.reloader = query::http::rules::Reloader(Some(reloadable.clone()));
     let own = Arc::new(Own {
         store: store.clone(),

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use collector::prometheus::Pools;
 use query::{
-    http::rules::Reload,
+    http::{prometheus::InForce, rules::Reload},
     rules::{notify::Desk, ruler::Ruler},
 };
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::{
     alert_targets::{self, Told},
     app,
     cli::ServeArgs,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, Written},
 };
 
 /// Rules and who is told of alerts, at work.
@@ -33,16 +33,21 @@ pub struct Rules {
 /// What can be reloaded of a process.
 pub struct Reloadable {
     args: ServeArgs,
-    /// [`fixed`] of the configuration the process began with.
-    fixed: Value,
+    /// What the process began with.
+    written: Written,
+    /// What of that and of the latest reload is in force, for clients.
+    shown: InForce,
     scrapers: Vec<(String, Arc<Pools>)>,
     rules: Option<Rules>,
     /// One reload at a time.
     turn: Mutex<()>,
 }
 
+/// What may change of a source that scrapes.
+const SCRAPED: [&str; 3] = ["config_file", "global", "scrape_configs"];
+
 /// The part of a configuration that takes effect at a start only.
-pub fn fixed(document: &Value) -> Value {
+fn fixed(document: &Value) -> Value {
     let mut out = document.clone();
     let Value::Object(sections) = &mut out else { return out };
     sections.remove("rules");
@@ -55,11 +60,46 @@ pub fn fixed(document: &Value) -> Value {
     if let Some(Value::Object(sources)) = sections.get_mut("sources") {
         for source in sources.values_mut().filter_map(Value::as_object_mut) {
             if source.get("type").and_then(Value::as_str) == Some("prometheus_scrape") {
-                source.retain(|key, _| !["config_file", "global", "scrape_configs"].contains(&key.as_str()));
+                source.retain(|key, _| !SCRAPED.contains(&key.as_str()));
             }
         }
     }
     out
+}
+
+/// What a process that began with one configuration follows after a reload of another: what can change of the second,
+/// all else of the first.
+fn in_force(began: &Written, mut now: Written) -> Written {
+    let mut sections = began.document.as_object().cloned().unwrap_or_default();
+    let mut files = began.files.clone();
+    sections.remove("rules");
+    sections.extend(now.document.get("rules").map(|rules| ("rules".to_owned(), rules.clone())));
+    // Whether receivers are told by ourselves does not change, only how.
+    let file = |document: &Value| document["alerting"].get("config_file").cloned();
+    let kept = file(&began.document).map(|before| file(&now.document).unwrap_or(before));
+    let mut alerting = now.document["alerting"].as_object().cloned().unwrap_or_default();
+    alerting.remove("config_file");
+    alerting.extend(kept.map(|file| ("config_file".to_owned(), file)));
+    sections.remove("alerting");
+    if !alerting.is_empty() {
+        sections.insert("alerting".into(), alerting.into());
+    }
+    if let Some(Value::Object(sources)) = sections.get_mut("sources") {
+        for (name, source) in sources {
+            let taken = &now.document["sources"][name];
+            let scrapes = |source: &Value| source["type"] == "prometheus_scrape";
+            let (true, true, Value::Object(source)) = (scrapes(source), scrapes(taken), source) else { continue };
+            source.retain(|key, _| !SCRAPED.contains(&key.as_str()));
+            source.extend(SCRAPED.iter().filter_map(|key| Some(((*key).to_owned(), taken.get(key)?.clone()))));
+            files.remove(name);
+            files.extend(now.files.remove_entry(name));
+        }
+    }
+    // That of a flag stays where it is.
+    for (name, file) in now.files {
+        files.entry(name).and_modify(|before| *before = file);
+    }
+    Written { document: sections.into(), files }
 }
 
 /// Sections that differ.
@@ -72,8 +112,14 @@ fn changed(before: &Value, now: &Value) -> BTreeSet<String> {
 }
 
 impl Reloadable {
-    pub fn new(args: ServeArgs, fixed: Value, scrapers: Vec<(String, Arc<Pools>)>, rules: Option<Rules>) -> Self {
-        Reloadable { args, fixed, scrapers, rules, turn: Mutex::default() }
+    pub fn new(
+        args: ServeArgs,
+        written: Written,
+        shown: InForce,
+        scrapers: Vec<(String, Arc<Pools>)>,
+        rules: Option<Rules>,
+    ) -> Self {
+        Reloadable { args, written, shown, scrapers, rules, turn: Mutex::default() }
     }
 
     async fn attempt(&self) -> Result<String, String> {
@@ -120,9 +166,10 @@ impl Reloadable {
             out.push(format!("{scraped} scrape jobs in force"));
         }
         out.extend(config.warnings.iter().map(|w| format!("warning: {w}")));
-        for section in changed(&self.fixed, &config.fixed) {
+        for section in changed(&fixed(&self.written.document), &fixed(&config.written.document)) {
             out.push(format!("warning: `{section}` has changed: it takes effect at the next start"));
         }
+        self.shown.set(in_force(&self.written, config.written).shown());
         if out.is_empty() {
             out.push("nothing here can change while the process runs".into());
         }
@@ -145,6 +192,7 @@ impl Reload for Reloadable {
                 }
             }
             Err(faults) => {
+                self.shown.refused();
                 for fault in faults.lines() {
                     tracing::error!(fault, "the configuration is faulty; what was in force before stays");
                 }
@@ -177,5 +225,25 @@ mod tests {
         now["sources"]["p"]["tenant"] = json!("t");
         let all: Vec<String> = changed(&fixed(&before), &fixed(&now)).into_iter().collect();
         assert_eq!(all, ["alerting.config_file", "http", "sources"]);
+    }
+
+    #[test]
+    fn what_is_in_force_after_a_reload_is_of_both() {
+        let file = |name: &str| std::collections::BTreeMap::from([("p".to_owned(), json!({"global": name}))]);
+        let written = |document: Value, name: &str| Written { document, files: file(name) };
+        let before = json!({"http": "a", "rules": ["x"], "alerting": {"config_file": "am.yml"},
+            "sources": {"p": {"type": "prometheus_scrape", "config_file": "p.yml"}, "s": {"type": "syslog"}}});
+        let now = json!({"http": "b", "rules": ["y"], "alerting": {"resend_delay": "1s"},
+            "sources": {"p": {"type": "prometheus_scrape", "config_file": "q.yml", "tenant": "t"}, "s": {"type": "otlp"}}});
+        let got = in_force(&written(before, "one"), written(now, "two"));
+        assert_eq!(
+            got.document,
+            json!({"http": "a", "rules": ["y"], "alerting": {"config_file": "am.yml", "resend_delay": "1s"},
+            "sources": {"p": {"type": "prometheus_scrape", "config_file": "q.yml"}, "s": {"type": "syslog"}}})
+        );
+        assert_eq!(got.files, file("two"));
+        // A process without a file of its own, but with one of Prometheus.
+        let got = in_force(&written(Value::Null, "one"), written(Value::Null, "two"));
+        assert_eq!((got.document, got.files), (json!({}), file("two")));
     }
 }

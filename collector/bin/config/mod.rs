@@ -35,6 +35,7 @@ use storage::{
     vfs::{Clock, SystemClock},
 };
 
+pub use self::shown::Written;
 use self::{
     check::Problem,
     units::{Bytes, Fsync, Span},
@@ -162,12 +163,10 @@ pub struct Config {
     pub otlp_grpc: SocketAddr,
     pub otlp_http: SocketAddr,
     pub allowed_origins: Vec<String>,
-    /// The file as it may be shown: without secrets.
-    pub shown: String,
+    /// What the files say.
+    pub written: Written,
     /// What it was read by, to be read again.
     pub args: ServeArgs,
-    /// What of the file takes effect at a start only.
-    pub fixed: serde_json::Value,
     pub collect: bool,
     pub log_level: String,
     pub features: Features,
@@ -374,7 +373,7 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
     let mut rules = rules::check(document, &file.rules, &file.alerting, base, problems);
     let mut sources = components(document, "sources", &file.sources, problems);
     let mut warnings = Vec::new();
-    scrape::read_sources(document, args, &mut sources, &mut rules, problems, &mut warnings);
+    let files = scrape::read_sources(document, args, &mut sources, &mut rules, problems, &mut warnings);
     let pipeline = PipelineConfig {
         transforms: components(document, "transforms", &file.transforms, problems),
         sinks: components(document, "sinks", &file.sinks, problems),
@@ -425,9 +424,8 @@ fn build(document: &Document, args: &ServeArgs, base: &Path, problems: &mut Vec<
         otlp_grpc: addr(args.otlp_grpc, file.otlp_grpc, 4317),
         otlp_http: addr(args.otlp_http, file.otlp_http, 4318),
         allowed_origins: file.allowed_origins,
-        shown: shown::without_secrets(&document.value),
+        written: Written { document: document.value.clone(), files },
         args: args.clone(),
-        fixed: crate::reload::fixed(&document.value),
         collect: !args.no_collect.or(file.no_collect).unwrap_or(false),
         log_level,
         features,

@@ -113,6 +113,7 @@ impl OfPrometheus {
             files: file.rule_files.iter().map(|f| folder.join(f).to_string_lossy().into_owned()).collect(),
             interval: span(file.global.evaluation_interval),
             query_offset: span(file.global.rule_query_offset).unwrap_or_default(),
+            may_be_missing: true,
         };
         if let Err(errors) = ruler::load(std::slice::from_ref(&source), &discover()) {
             return Err(errors.iter().flat_map(|e| lines(&e.to_string())).collect());

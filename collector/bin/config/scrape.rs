@@ -36,6 +36,8 @@ pub struct Read {
     pub rules: OfPrometheus,
     /// As `file:line:column: path: message`.
     pub warnings: Vec<String>,
+    /// The file as it is written.
+    pub document: Value,
 }
 
 /// Whether a document is Prometheus' configuration rather than ours.
@@ -77,7 +79,15 @@ pub fn read_document(document: &Document, name: &str, folder: &Path) -> Result<R
     }
     let unsupported = checked.unsupported.into_iter().map(|f| of_finding(document, "", f)).collect();
     let rules = OfPrometheus::read(&file, folder, checked.alerting)?;
-    let mut read = Read { jobs: checked.jobs, rules, warnings: lines(name, unsupported) };
+    let mut read =
+        Read { jobs: checked.jobs, rules, warnings: lines(name, unsupported), document: document.value.clone() };
+    for (i, pattern) in file.rule_files.iter().enumerate() {
+        if !pattern.contains(['*', '?']) && !folder.join(pattern).exists() {
+            let message = "there is no such file; its rules are taken when there is".to_owned();
+            let found = problem(document, "", &format!("rule_files[{i}]"), message, false);
+            read.warnings.extend(lines(name, vec![found]));
+        }
+    }
     let mut names: BTreeSet<String> = read.jobs.iter().map(|j| j.name.clone()).collect();
     for (jobs, warnings) in further {
         read.warnings.extend(warnings);
@@ -130,7 +140,8 @@ fn of_finding(document: &Document, base: &str, f: Finding) -> Problem {
     problem(document, base, &f.path, f.message, f.at_key)
 }
 
-/// Gives every scraping source its jobs, and makes the one of `--prometheus-config`.
+/// Gives every scraping source its jobs, and makes the one of `--prometheus-config`. What the files say, by the sources'
+/// names.
 pub fn read_sources(
     document: &Document,
     args: &ServeArgs,
@@ -138,7 +149,8 @@ pub fn read_sources(
     rules: &mut rules::Checked,
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<String>,
-) {
+) -> BTreeMap<String, Value> {
+    let mut files = BTreeMap::new();
     let place = document.place("");
     let flagged = |message: String| Problem { place, path: "--prometheus-config".to_owned(), message };
     if let Some(path) = &args.prometheus_config {
@@ -160,6 +172,7 @@ pub fn read_sources(
                 match read_file(&path) {
                     Ok(read) => {
                         config.jobs = read.jobs;
+                        files.insert(name.clone(), read.document);
                         // A bad name is told by the source.
                         let tenant = config.tenant.as_deref().and_then(|t| TenantId::parse(t).ok());
                         rules.adopt(tenant.unwrap_or_default(), read.rules);
@@ -189,6 +202,7 @@ pub fn read_sources(
             )),
         }
     }
+    files
 }
 
 /// Sections of Prometheus in our own file.
@@ -249,6 +263,12 @@ mod tests {
         assert!(lines[0].contains("rules.yml:4:23: group \"g\", rule 1, \"a\": could not parse"), "{lines:#?}");
         write("groups:\n- name: g\n  rules:\n  - {record: a, expr: up}\n");
         assert!(check(text, &file).unwrap().is_empty());
+        // As Prometheus does, go on without what is not there; but say so.
+        let found = check("rule_files: ['r*.yml', 'none*.yml', absent.yml]\n", &file).unwrap();
+        assert_eq!(
+            found,
+            [format!("{file}:1:37: rule_files[2]: there is no such file; its rules are taken when there is")]
+        );
     }
 
     #[test]

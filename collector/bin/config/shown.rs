@@ -1,6 +1,10 @@
 //! The configuration as `/api/v1/status/config` shows it: as YAML, without what is secret.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::scrape::FLAG_SOURCE;
 
 /// Words in the names of keys whose values are nobody's business, whatever is below them.
 const SECRET: [&str; 9] =
@@ -8,12 +12,39 @@ const SECRET: [&str; 9] =
 
 const HIDDEN: &str = "<secret>";
 
+/// A configuration as it is written.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    /// Our own file; null without one.
+    pub document: Value,
+    /// The files of Prometheus that scraping sources read, by the sources' names.
+    pub files: BTreeMap<String, Value>,
+}
+
+impl Written {
+    /// Without secrets. A file of Prometheus that is all there is, is shown as it is; beside a file of our own, those of
+    /// the sources stand under `config_files`.
+    pub fn shown(&self) -> String {
+        let own = self.document.as_object().filter(|map| !map.is_empty());
+        match (own, self.files.get(FLAG_SOURCE)) {
+            (None, Some(file)) => without_secrets(file),
+            (Some(_), _) if !self.files.is_empty() => {
+                let mut all = self.document.clone();
+                all["config_files"] = json!(self.files);
+                without_secrets(&all)
+            }
+            _ => without_secrets(&self.document),
+        }
+    }
+}
+
 /// JSON, which is YAML. Nothing for an empty configuration.
-pub fn without_secrets(config: &Value) -> String {
+fn without_secrets(config: &Value) -> String {
     let mut shown = config.clone();
     hide(&mut shown, false);
     match &shown {
         Value::Object(map) if map.is_empty() => String::new(),
+        Value::Null => String::new(),
         shown => serde_json::to_string_pretty(shown).unwrap_or_default(),
     }
 }
@@ -68,5 +99,25 @@ mod tests {
             assert!(shown.contains(kept), "{kept}: {shown}");
         }
         assert_eq!(without_secrets(&serde_json::json!({})), "");
+    }
+
+    #[test]
+    fn files_of_prometheus_are_shown_alone_or_beside_our_own() {
+        let file =
+            json!({"global": {"scrape_interval": "15s"}, "scrape_configs": [{"basic_auth": {"password": "abc"}}]});
+        let files = BTreeMap::from([(FLAG_SOURCE.to_owned(), file)]);
+        let mut written = Written { document: Value::Null, files };
+        let shown = |w: &Written| serde_json::from_str::<Value>(&w.shown()).unwrap();
+        assert_eq!(
+            shown(&written),
+            json!({"global": {"scrape_interval": "15s"}, "scrape_configs": [{"basic_auth": {"password": HIDDEN}}]})
+        );
+        written.document = json!({"http": "a"});
+        let all = shown(&written);
+        assert_eq!(
+            (&all["http"], &all["config_files"]["prometheus"]["global"]["scrape_interval"]),
+            (&json!("a"), &json!("15s"))
+        );
+        assert_eq!(Written::default().shown(), "");
     }
 }

@@ -392,6 +392,13 @@ fn a_prometheus_file_brings_rules_and_alertmanagers_and_is_reloaded_whole_or_not
     };
     eventually("the targets", &|| targets() == scraped);
     let reload = || server.client().post("/-/reload", "text/plain", b"").unwrap();
+    let shown = || {
+        let text = server.get("/api/v1/status/config").json()["data"]["yaml"].as_str().unwrap().to_owned();
+        let runtime = server.get("/api/v1/status/runtimeinfo").json()["data"].clone();
+        (text, runtime["reloadConfigSuccess"].clone(), runtime["lastConfigTime"].clone())
+    };
+    let (first, good, since_first) = shown();
+    assert!(first.contains("\"job_name\": \"x\"") && first.contains(&one.to_string()) && good == true, "{first}");
     // One fault in one file, and nothing of the others is taken.
     let jobs = "{job_name: x, scrape_interval: 30s, static_configs: [{targets: ['127.0.0.1:2']}]}, {job_name: y, static_configs: [{targets: ['127.0.0.1:3']}]}";
     write("prometheus.yml", &file(two, jobs));
@@ -402,6 +409,7 @@ fn a_prometheus_file_brings_rules_and_alertmanagers_and_is_reloaded_whole_or_not
     assert!(why.contains("b.rules.yml:4:22: group \"B\", rule 1, \"B\": could not parse expression"), "{why}");
     assert!(why.contains("what was in force before stays"), "{why}");
     assert_eq!(targets(), scraped);
+    assert_eq!(shown(), (first, false.into(), since_first.clone()));
     let urls = || server.get("/api/v1/alertmanagers").json()["data"]["activeAlertmanagers"].clone();
     assert_eq!(urls()[0]["url"], format!("http://{one}/am/api/v2/alerts"));
     write("b.rules.yml", &rule("B"));
@@ -413,6 +421,9 @@ fn a_prometheus_file_brings_rules_and_alertmanagers_and_is_reloaded_whole_or_not
         let urls = urls();
         urls.as_array().map(Vec::len) == Some(1) && urls[0]["url"] == format!("http://{two}/am/api/v2/alerts")
     });
+    let (text, good, since_second) = shown();
+    assert!(text.contains("\"job_name\": \"y\"") && !text.contains(&one.to_string()), "{text}");
+    assert!(!text.contains("\"p\"") && good == true && since_second.as_str() > since_first.as_str(), "{text}");
     assert_eq!(since(), began, "the alert of a group that did not change goes on");
     write("prometheus.yml", &format!("{}remote_read: []\n", file(two, jobs)));
     let taken = reload();

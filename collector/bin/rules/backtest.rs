@@ -142,7 +142,7 @@ impl Over {
     async fn values(&self, client: &reqwest::Client, job: &Job) -> Result<(Vec<Series>, usize), String> {
         let (mut out, mut histograms): (HashMap<Labels, Vec<(i64, f64)>>, usize) = (HashMap::new(), 0);
         let Range { from, to, step } = job.range;
-        let offset = job.group.query_offset_ms;
+        let offset = job.group.offset_ms();
         let mut start = from;
         while start <= to {
             let end = to.min(start + (POINTS_AT_ONCE - 1) * step);
@@ -335,7 +335,7 @@ async fn run_backfill(over: &Over) -> Result<(), String> {
             }
             for part in points.chunks(SAMPLES_AT_ONCE) {
                 let label = |(n, v): (&str, &str)| Label { name: n.to_owned(), value: v.to_owned() };
-                let offset = job.group.query_offset_ms;
+                let offset = job.group.offset_ms();
                 let sample = |(t, value): &(i64, f64)| Sample { value: *value, timestamp: t - offset };
                 let series = TimeSeries {
                     labels: labels.iter().map(label).collect(),

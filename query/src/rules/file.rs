@@ -79,10 +79,18 @@ pub struct RuleGroup {
     pub name: String,
     /// `None`: the evaluation interval of the process.
     pub interval_ms: Option<i64>,
-    pub query_offset_ms: i64,
+    /// `None`: that of the process, if it has one.
+    pub query_offset_ms: Option<i64>,
     /// Series or alerts that one rule may give; 0: any number.
     pub limit: usize,
     pub rules: Vec<Rule>,
+}
+
+impl RuleGroup {
+    /// How far before its time a rule is evaluated.
+    pub fn offset_ms(&self) -> i64 {
+        self.query_offset_ms.unwrap_or(0)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -226,13 +234,14 @@ fn read_group(node: &Node, report: &mut Report) -> Option<RuleGroup> {
         report.note(node.place, "Groupname must not be empty");
     }
     report.about = format!("group {name:?}");
-    let mut group = RuleGroup { name, interval_ms: None, query_offset_ms: 0, limit: 0, rules: Vec::new() };
+    let mut group = RuleGroup { name, interval_ms: None, query_offset_ms: None, limit: 0, rules: Vec::new() };
     if let Some(e) = find("interval") {
         // Zero stands for the default, as in Prometheus.
         group.interval_ms = report.duration(&e.value, "interval").filter(|ms| *ms > 0);
     }
     if let Some(e) = find("query_offset") {
-        group.query_offset_ms = report.duration(&e.value, "query_offset").unwrap_or(0);
+        // Zero says that there is none, whatever the process has.
+        group.query_offset_ms = report.duration(&e.value, "query_offset");
     }
     if let Some(e) = find("limit") {
         group.limit = report.count(&e.value, "limit").unwrap_or(0);
@@ -365,7 +374,7 @@ mod tests {
     fn a_good_file_is_read_whole() {
         let file = parse(GOOD, "f.yml").unwrap();
         let group = &file.groups[0];
-        assert_eq!((group.interval_ms, group.query_offset_ms, group.limit), (Some(30_000), 60_000, 10));
+        assert_eq!((group.interval_ms, group.query_offset_ms, group.limit), (Some(30_000), Some(60_000), 10));
         let labels: Vec<(&str, &str)> = group.rules[0].labels.iter().map(|(n, v)| (n.as_str(), v.text())).collect();
         assert_eq!(labels, [("severity", "1.50"), ("team", "a")]);
         let Kind::Alert { name, hold_ms, keep_firing_ms, annotations } = &group.rules[1].kind else { panic!() };

@@ -241,7 +241,7 @@ impl Group {
     /// Evaluates all rules for the time `at_ms`, in order: what one writes, the next reads.
     pub async fn evaluate(&mut self, at_ms: i64, site: &Site) {
         let begun = Instant::now();
-        let sample_ms = at_ms - self.definition.query_offset_ms;
+        let sample_ms = at_ms - self.definition.offset_ms();
         // What is asked for seldom is not worth keeping.
         let recent = site.engine.recent().filter(|_| self.interval_ms <= KEPT_INTERVAL_MS_MAX).cloned();
         if let (Some(recent), None) = (&recent, self.last_ms) {
@@ -310,7 +310,7 @@ impl Group {
 
     /// Ends all series of the group, which is gone.
     pub async fn end_series(&mut self, at_ms: i64, site: &Site) {
-        let sample_ms = at_ms - self.definition.query_offset_ms;
+        let sample_ms = at_ms - self.definition.offset_ms();
         let series = self.rules.iter_mut().flat_map(|r| std::mem::take(&mut r.previous));
         let all: HashSet<Arc<Labels>> = series.chain(std::mem::take(&mut self.leftover)).collect();
         let samples: Vec<OutSample> = all.into_iter().map(|l| OutSample::stale(l, sample_ms)).collect();
@@ -363,7 +363,7 @@ impl Unwritten {
 impl ActiveRule {
     /// The samples it gives for the time.
     async fn evaluate(&mut self, at_ms: i64, group: &RuleGroup, site: &Site) -> Result<Vec<OutSample>, String> {
-        let sample_ms = at_ms - group.query_offset_ms;
+        let sample_ms = at_ms - group.offset_ms();
         let found = site.ask(&self.rule.expression, sample_ms).await.map_err(|e| e.to_string())?;
         match &self.rule.kind {
             Kind::Record { metric } => recording::samples(&self.rule, metric, found, group.limit, sample_ms),

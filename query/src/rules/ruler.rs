@@ -55,6 +55,8 @@ pub struct RuleSource {
     pub interval: Option<Duration>,
     /// Of groups that name none.
     pub query_offset: Duration,
+    /// A path without wildcards may name no file, as in a file of Prometheus; one that comes later is taken then.
+    pub may_be_missing: bool,
 }
 
 /// What the ruler is told.
@@ -162,9 +164,7 @@ pub fn load(sources: &[RuleSource], discover: &Discover) -> Result<Vec<Loaded>, 
             };
             for mut group in read.groups {
                 group.interval_ms = group.interval_ms.or(source.interval.map(millis));
-                if group.query_offset_ms == 0 {
-                    group.query_offset_ms = millis(source.query_offset);
-                }
+                group.query_offset_ms = group.query_offset_ms.or(Some(millis(source.query_offset)));
                 out.push((source.tenant.clone(), name.clone(), group));
             }
         }
@@ -176,12 +176,13 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Each file once. A pattern without wildcards names a file that must be there.
+/// Each file once. A pattern without wildcards names a file that must be there, unless the source says otherwise.
 fn paths(source: &RuleSource, discover: &Discover) -> Vec<PathBuf> {
     let mut out: Vec<PathBuf> = Vec::new();
     for pattern in &source.files {
         let found = match pattern.contains(['*', '?']) {
             true => discover(pattern),
+            false if source.may_be_missing && !Path::new(pattern).exists() => Vec::new(),
             false => vec![PathBuf::from(pattern)],
         };
         for path in found {

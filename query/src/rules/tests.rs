@@ -66,6 +66,35 @@ impl Bench {
     }
 }
 
+#[test]
+fn the_offset_of_a_group_counts_even_when_it_is_none_and_a_missing_file_may_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let rule = "rules: [{record: a, expr: b}]";
+    let groups = format!(
+        "groups:\n- {{name: own, query_offset: 2m, {rule}}}\n- {{name: zero, query_offset: 0s, {rule}}}\n- {{name: none, {rule}}}\n"
+    );
+    std::fs::write(path("a.yml"), &groups).unwrap();
+    let source = RuleSource {
+        files: vec![path("a.yml").display().to_string(), path("later.yml").display().to_string()],
+        query_offset: Duration::from_secs(60),
+        may_be_missing: true,
+        ..RuleSource::default()
+    };
+    let discover: super::ruler::Discover = Arc::new(|_| Vec::new());
+    let offsets = |source: &RuleSource| -> Vec<i64> {
+        let loaded = super::ruler::load(std::slice::from_ref(source), &discover).unwrap();
+        loaded.iter().map(|(_, _, group)| group.offset_ms()).collect()
+    };
+    assert_eq!(offsets(&source), [2 * MINUTE, 0, MINUTE]);
+    std::fs::write(path("later.yml"), &groups).unwrap();
+    assert_eq!(offsets(&source).len(), 6);
+    std::fs::remove_file(path("later.yml")).unwrap();
+    let strict = RuleSource { may_be_missing: false, ..source };
+    let errors = super::ruler::load(&[strict], &discover).unwrap_err();
+    assert!(errors[0].to_string().contains("later.yml"), "{errors:?}");
+}
+
 fn group(text: &str) -> Group {
     let mut read = file::parse(text, "f.yml").unwrap();
     Group::new(&TenantId::default(), "f.yml", read.groups.remove(0), MINUTE)

@@ -34,8 +34,9 @@ async fn expressions_are_printed_and_parsed() {
 
 #[tokio::test]
 async fn status_pages_say_what_clients_look_for() {
+    let in_force = query::http::prometheus::InForce::new("a: 1\n".into());
     let config = query::QueryConfig {
-        about: query::http::prometheus::About { config: "a: 1\n".into(), memory_bytes: 1 << 30 },
+        about: query::http::prometheus::About { configuration: in_force.clone(), memory_bytes: 1 << 30 },
         ..query::QueryConfig::default()
     };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
@@ -62,6 +63,17 @@ async fn status_pages_say_what_clients_look_for() {
     assert!(flags.as_object().unwrap().values().all(Value::is_string));
     let runtime = data("status/runtimeinfo").await;
     assert_eq!((&runtime["GOMEMLIMIT"], &runtime["reloadConfigSuccess"]), (&json!(1 << 30), &json!(true)));
+    in_force.refused();
+    let refused = data("status/runtimeinfo").await;
+    assert_eq!(
+        (&refused["reloadConfigSuccess"], &refused["lastConfigTime"]),
+        (&json!(false), &runtime["lastConfigTime"])
+    );
+    in_force.set("a: 2\n".into());
+    assert_eq!(data("status/config").await, json!({"yaml": "a: 2\n"}));
+    let taken = data("status/runtimeinfo").await;
+    assert_eq!(taken["reloadConfigSuccess"], true);
+    assert!(taken["lastConfigTime"].as_str() > runtime["lastConfigTime"].as_str(), "{taken}");
     assert_eq!(data("status/walreplay").await["state"], "done");
     assert_eq!(data("features").await["api"]["remote_read"], true);
     let tsdb = data("status/tsdb?limit=1").await;

@@ -24,7 +24,7 @@ use storage::Store;
 use tokio::sync::Semaphore;
 
 pub(super) use self::series::matches;
-pub use self::status::About;
+pub use self::status::{About, InForce};
 use super::envelope;
 use crate::{
     annotations::Annotations,

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::SystemTime,
 };
 
 use axum::{body::Body, extract::Request, http::Response};
+use parking_lot::RwLock;
 use serde_json::{Value, json};
 use storage::{
     SeriesInfo,
@@ -34,11 +35,45 @@ const HEAD_MS: i64 = 2 * 3_600_000;
 const TOP_DEFAULT: usize = 10;
 const TOP_MAX: usize = 10_000;
 
+/// The configuration in force, as clients are shown it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct InForce(Arc<RwLock<Shown>>);
+
+#[derive(Debug)]
+struct Shown {
+    yaml: String,
+    since: SystemTime,
+    /// Whether the latest reload was taken.
+    latest: bool,
+}
+
+impl Default for InForce {
+    fn default() -> Self {
+        InForce::new(String::new())
+    }
+}
+
+impl InForce {
+    /// `yaml` has no secrets.
+    pub fn new(yaml: String) -> Self {
+        InForce(Arc::new(RwLock::new(Shown { yaml, since: SystemTime::now(), latest: true })))
+    }
+
+    /// After a reload.
+    pub fn set(&self, yaml: String) {
+        *self.0.write() = Shown { yaml, since: SystemTime::now(), latest: true };
+    }
+
+    /// After a reload of something faulty: what was in force stays.
+    pub fn refused(&self) {
+        self.0.write().latest = false;
+    }
+}
+
 /// What the binary knows of its process.
 #[derive(Clone, Debug, Default)]
 pub struct About {
-    /// The configuration as YAML, without its secrets.
-    pub config: String,
+    pub configuration: InForce,
     /// Bytes that the process may take; 0: not known.
     pub memory_bytes: u64,
 }
@@ -89,21 +124,24 @@ pub(super) fn flags(api: &Api) -> Response<Body> {
 }
 
 pub(super) fn config(api: &Api) -> Response<Body> {
-    success(&json!({"yaml": api.about.config}))
+    success(&json!({"yaml": api.about.configuration.0.read().yaml}))
 }
 
 pub(super) fn runtime_info(api: &Api) -> Response<Body> {
     let time =
         |t: SystemTime| chrono::DateTime::<chrono::Utc>::from(t).to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
+    let (since, latest) = {
+        let shown = api.about.configuration.0.read();
+        (shown.since, shown.latest)
+    };
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     success(&json!({
         "startTime": time(api.started),
         "CWD": std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default(),
         "hostname": hostname.trim(),
         "serverTime": time(SystemTime::now()),
-        // The configuration is read once, at the start.
-        "reloadConfigSuccess": true,
-        "lastConfigTime": time(api.started),
+        "reloadConfigSuccess": latest,
+        "lastConfigTime": time(since),
         "corruptionCount": api.store.metrics().quarantined_parts.load(Ordering::Relaxed),
         "goroutineCount": 0,
         "GOMAXPROCS": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
@@ -189,8 +227,6 @@ fn largest<N: Ord>(all: impl IntoIterator<Item = (N, u64)>, top: usize, name: im
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
