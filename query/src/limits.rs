@@ -37,8 +37,8 @@ pub const FEDERATE_ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Spans of one trace that an answer may hold; a bound on memory, far above any trace seen.
 pub const TRACE_SPANS_MAX: usize = 2_000_000;
 
-/// Bytes of a form body.
-pub const FORM_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a form body: above what a query of a MiB grows to when it is encoded, so that the error is about the query.
+pub const FORM_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Limits {

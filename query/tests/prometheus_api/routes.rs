@@ -269,6 +269,8 @@ async fn over_limits() {
         ),
         ("max_over_time(vector(1)[10y:1s])", 422, "too many samples into memory"),
         (&"x".repeat(200_000), 400, "longer than the limit of 131072 bytes"),
+        // A regex of a MiB, in a form twice as long.
+        (&format!("m{{x=~\"{}\"}}", "a%7C".repeat(1 << 19)), 400, "longer than the limit of 131072 bytes"),
         (&format!("{}1{}", "(".repeat(1000), ")".repeat(1000)), 400, "nested deeper than 250 levels"),
         (&format!("m{{x=~\"{}\"}}", "(a{1000}){1000}"), 400, "exceeds size limit of"),
     ] {

@@ -144,7 +144,7 @@ async fn read(request: Request) -> Result<(TenantId, Params, HeaderMap), Failure
 }
 
 async fn form(body: Body) -> Result<String, Failure> {
-    let bytes = axum::body::to_bytes(body, params::FORM_BYTES_MAX)
+    let bytes = axum::body::to_bytes(body, crate::limits::FORM_BYTES_MAX)
         .await
         .map_err(|e| Failure { status: StatusCode::PAYLOAD_TOO_LARGE, text: format!("cannot read the form: {e}") })?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

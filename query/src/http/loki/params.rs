@@ -5,9 +5,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::Failure;
 use crate::logql::{self, Direction};
 
-/// Largest form body, bytes.
-pub const FORM_BYTES_MAX: usize = 1 << 20;
-
 /// Name and value pairs in order, decoded.
 pub struct Params(Vec<(String, String)>);
 
