@@ -125,7 +125,10 @@ impl Wanted {
             None => false,
             Some("true" | "1" | "t" | "T" | "TRUE" | "True") => true,
             Some("false" | "0" | "f" | "F" | "FALSE" | "False") => false,
-            Some(other) => return Err(invalid("exclude_alerts", &format!("error converting {other:?} to a bool"))),
+            Some(other) => {
+                let why = format!("error converting exclude_alerts: {other:?} is neither true nor false");
+                return Err(invalid("exclude_alerts", &why));
+            }
         };
         Ok(Wanted {
             alerts,
@@ -160,19 +163,18 @@ impl Wanted {
 async fn rules(ruler: Option<Ruler>, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
     let wanted = Wanted::of(&params)?;
-    let limit = match params.get("group_limit").map(|v| (v, v.parse::<usize>())) {
+    let limit = match params.get("group_limit").map(|v| (v, v.parse::<i64>())) {
         None => None,
-        Some((_, Ok(n))) if n > 0 => Some(n),
-        Some((v, _)) => {
-            return Err(invalid(
-                "group_limit",
-                &format!("group_limit needs to be a valid number and greater than 0, got {v:?}"),
-            ));
+        Some((_, Ok(n))) if n > 0 => Some(usize::try_from(n).unwrap_or(usize::MAX)),
+        Some((_, Ok(_))) => return Err(invalid("group_limit", "group_limit needs to be greater than 0")),
+        Some((v, Err(_))) => {
+            return Err(invalid("group_limit", &format!("group_limit needs to be a valid number, got {v:?}")));
         }
     };
     let token = params.get("group_next_token");
     if token.is_some() && limit.is_none() {
-        return Err(invalid("group_limit", "group_limit needs to be present in order to paginate over the groups"));
+        let why = "group_limit needs to be present in order to paginate over the groups";
+        return Err(invalid("group_next_token", why));
     }
     let groups = ruler.map(|r| r.groups(&tenant)).unwrap_or_default();
     let mark = |g: &GroupView| format!("{:016x}", id_of_json(&format!("{};{}", g.file, g.definition.name)) as u64);

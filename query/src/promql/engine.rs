@@ -582,7 +582,7 @@ fn ms(d: StdDuration) -> i64 {
 }
 
 /// Puts numbers in the place of duration expressions, `@ start()` and `@ end()`.
-fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), QueryError> {
+pub(super) fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), QueryError> {
     let selector = |s: &mut Selector| {
         s.at = s.at.map(|at| fixed(at, times));
         if let Some(offset) = &mut s.offset {

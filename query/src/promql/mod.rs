@@ -8,6 +8,7 @@
 mod aggregates;
 pub mod ast;
 mod check;
+mod counted;
 mod engine;
 mod eval;
 mod features;
@@ -22,6 +23,7 @@ pub mod value;
 
 pub use aggregates::{Answered, Source};
 pub use ast::Expr;
+pub use counted::Counted;
 pub use engine::{Engine, EngineOptions, InstantRequest, Output, RangeRequest};
 pub use features::Features;
 pub use parser::{parse, parse_duration_ms, parse_selector};

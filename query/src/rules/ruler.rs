@@ -485,7 +485,6 @@ impl Inner {
         let mut last = group.last_ms.unwrap_or_else(|| self.now_ms());
         let mut mark = group.state_mark();
         let mut heard = self.notifier.additions();
-        self.show(&tenant, &group);
         loop {
             let wait = schedule.after(last).saturating_sub(self.now_ms()).clamp(1, group.interval_ms);
             tokio::select! {
@@ -686,6 +685,8 @@ impl Work {
     fn spawn(&mut self, tenant: TenantId, file: String, group: Group) {
         let stop = CancellationToken::new();
         let (key, definition) = (group.key.clone(), group.definition.as_ref().clone());
+        // Whoever is told that it is in force finds it.
+        self.inner.show(&tenant, &group);
         let task = self.tasks.spawn(self.inner.clone().run_group(tenant.clone(), group, stop.clone())).id();
         self.groups.insert(key, Slot { tenant, file, definition, task, stop });
     }

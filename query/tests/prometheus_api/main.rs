@@ -3,6 +3,7 @@
 mod federate;
 mod remote_read;
 mod routes;
+mod rules;
 
 use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt;

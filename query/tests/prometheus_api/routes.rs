@@ -234,6 +234,65 @@ async fn statistics_come_last_and_for_unknown_words_with_a_warning() {
     assert!(get(&api, "/api/v1/query?query=1&time=600").await.1["data"].get("stats").is_none());
 }
 
+/// Samples by the minute of two series; windows of five minutes and steps of one, two series of five samples each.
+#[tokio::test]
+async fn statistics_of_steps_count_what_each_step_looks_at_and_what_is_new_there() {
+    let (_dir, api) = api().await;
+    let ask = async |path: String| {
+        let (status, body) = get(&api, &path).await;
+        assert!(status == 200 && body.get("warnings").is_none(), "{path}: {body}");
+        let stats = body["data"]["stats"].clone();
+        assert_eq!(body["data"].as_object().unwrap().keys().count(), 3, "{body}");
+        let timings = [
+            "evalTotalTime",
+            "resultSortTime",
+            "queryPreparationTime",
+            "innerEvalTime",
+            "execQueueTime",
+            "execTotalTime",
+        ];
+        assert!(timings.iter().all(|t| stats["timings"][t].is_number()), "{stats}");
+        assert!(stats["samples"]["peakSamples"].is_number(), "{stats}");
+        stats["samples"].clone()
+    };
+    let range = async |query: &str, step: i64| {
+        ask(format!("/api/v1/query_range?query={query}&start=300&end=480&step={step}&stats=all")).await
+    };
+    let steps = |values: &[u64], step: i64| -> Value {
+        values.iter().zip(0..).map(|(n, i)| json!([300 + i * step, n])).collect()
+    };
+    for (query, samples, read) in [
+        ("sum(rate(requests_total%5B5m%5D))", [10, 10, 10, 10], [10, 2, 2, 2]),
+        ("requests_total", [2, 2, 2, 2], [2, 2, 2, 2]),
+        (
+            "requests_total%7Binstance=%22a%22%7D%2B%20on()%20group_left%20sum(requests_total)",
+            [3, 3, 3, 3],
+            [3, 3, 3, 3],
+        ),
+        ("increase(requests_total%5B2m%5D%20offset%20-2m)", [4, 4, 4, 4], [4, 2, 2, 2]),
+        // Windows shorter than a step share nothing.
+        ("count_over_time(requests_total%5B30s%5D)", [2, 2, 2, 2], [2, 2, 2, 2]),
+        // The same at every step, read once.
+        ("requests_total%20%40%20120", [2, 2, 2, 2], [2, 0, 0, 0]),
+        ("sum_over_time(requests_total%5B3m%5D%20%40%20end())", [6, 6, 6, 6], [6, 0, 0, 0]),
+        // The values of a subquery, not those below it.
+        ("max_over_time(sum(rate(requests_total%5B5m%5D))%5B4m:2m%5D)", [2, 2, 2, 2], [2, 1, 0, 1]),
+        ("vector(1)", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("none", [0, 0, 0, 0], [0, 0, 0, 0]),
+    ] {
+        let stats = range(query, 60).await;
+        assert_eq!(stats["totalQueryableSamplesPerStep"], steps(&samples, 60), "{query}");
+        assert_eq!(stats["samplesReadPerStep"], steps(&read, 60), "{query}");
+        assert_eq!(stats["totalQueryableSamples"], samples.iter().sum::<u64>(), "{query}");
+        assert_eq!(stats["samplesRead"], read.iter().sum::<u64>(), "{query}");
+    }
+    let stats = ask("/api/v1/query?query=rate(requests_total%5B5m%5D)&time=600.5&stats=all".into()).await;
+    assert_eq!(stats["totalQueryableSamplesPerStep"], json!([[600.5, 10]]));
+    assert_eq!((&stats["totalQueryableSamples"], &stats["samplesReadPerStep"]), (&json!(10), &json!([[600.5, 10]])));
+    let (_, body) = get(&api, "/api/v1/query_range?query=requests_total&start=0&end=600&step=60&stats=true").await;
+    assert!(body["data"]["stats"]["samples"].get("totalQueryableSamplesPerStep").is_none(), "{body}");
+}
+
 /// Each limit ends its query with its own name, and what comes in afterwards is stored and found.
 #[test]
 fn a_query_over_a_limit_is_told_which_and_nothing_else_suffers() {

@@ -12,7 +12,7 @@ use crate::{
         params::{Params, invalid},
     },
     limits::POINTS_PER_SERIES_MAX,
-    promql::{InstantRequest, Output, RangeRequest, Source, Value},
+    promql::{Counted, InstantRequest, Output, RangeRequest, Source, Value},
 };
 
 pub(super) fn now_ms() -> i64 {
@@ -55,8 +55,13 @@ pub(super) async fn instant(api: Api, request: Request) -> Answer {
     };
     let limit = params.limit()?;
     let begun = Instant::now();
-    let output = api.engine.instant(&tenant, request).await?;
-    respond(output, limit, stats(&params), begun).await
+    let output = api.engine.instant(&tenant, request.clone()).await?;
+    let stats = stats(&params);
+    let steps = match stats {
+        Stats::All => Some(api.engine.count_instant(&tenant, &request).await),
+        _ => None,
+    };
+    respond(output, limit, stats, steps, begun).await
 }
 
 pub(super) async fn range(api: Api, request: Request) -> Answer {
@@ -93,11 +98,16 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
     };
     let limit = params.limit()?;
     let begun = Instant::now();
-    let output = api.engine.range(&tenant, request).await.map_err(|e| match e {
+    let output = api.engine.range(&tenant, request.clone()).await.map_err(|e| match e {
         QueryError::BadData(why) => invalid("query", &why),
         other => other,
     })?;
-    respond(output, limit, stats(&params), begun).await
+    let stats = stats(&params);
+    let steps = match stats {
+        Stats::All => Some(api.engine.count_range(&tenant, &request).await),
+        _ => None,
+    };
+    respond(output, limit, stats, steps, begun).await
 }
 
 /// Times so far out that their arithmetic could overflow match nothing anyway.
@@ -106,11 +116,13 @@ fn bounded(name: &str, ms: i64) -> Result<i64, QueryError> {
     if (-MS_MAX..=MS_MAX).contains(&ms) { Ok(ms) } else { Err(invalid(name, "timestamp is out of range")) }
 }
 
-/// Whether statistics are asked for. Of steps there are none, so `all` is as `true`.
+/// Whether statistics are asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stats {
     None,
     Shown,
+    /// Those of steps, too.
+    All,
     /// Asked for by another word than those there are.
     ShownWithWarning,
 }
@@ -118,12 +130,25 @@ enum Stats {
 fn stats(params: &Params) -> Stats {
     match params.get("stats") {
         None => Stats::None,
-        Some("true" | "all") => Stats::Shown,
+        Some("true") => Stats::Shown,
+        Some("all") => Stats::All,
         Some(_) => Stats::ShownWithWarning,
     }
 }
 
-async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: Instant) -> Answer {
+/// `steps`: what each of them looked at, or why that could not be counted.
+async fn respond(
+    mut output: Output,
+    limit: Option<usize>,
+    stats: Stats,
+    steps: Option<Result<Vec<Counted>, QueryError>>,
+    begun: Instant,
+) -> Answer {
+    // The answer is good all the same.
+    let steps = steps.transpose().unwrap_or_else(|e| {
+        output.annotations.warn_plain(&format!("the samples of each step could not be counted: {e}"));
+        None
+    });
     if stats == Stats::ShownWithWarning {
         output.annotations.warn_plain("values of the parameter \"stats\" other than true and all are deprecated");
     }
@@ -150,16 +175,20 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: 
         if stats != Stats::None {
             let s = output.stats;
             let [five_minutes, hour] = s.answered;
+            // Windows overlap: without the steps, what has been read is the best we know.
+            let sum = |of: fn(&Counted) -> u64| steps.as_ref().map(|all| all.iter().map(of).sum::<u64>());
+            let looked_at = sum(|c| c.samples).unwrap_or(s.samples as u64);
+            let read = sum(|c| c.read).unwrap_or(s.samples as u64);
+            let by_step = steps.as_deref().map(by_step).unwrap_or_default();
             let (eval, prepare, queue) = (s.eval.as_secs_f64(), s.prepare.as_secs_f64(), s.queue.as_secs_f64());
             data.push_str(&format!(
                 ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{},\"resultSortTime\":0,\"queryPreparationTime\":{prepare},\
                  \"innerEvalTime\":{eval},\"execQueueTime\":{queue},\"execTotalTime\":{}}},\
-                 \"samples\":{{\"totalQueryableSamples\":{n},\"samplesRead\":{n},\"peakSamples\":{peak}}},\
+                 \"samples\":{{\"totalQueryableSamples\":{looked_at},\"samplesRead\":{read},\"peakSamples\":{peak}{by_step}}},\
                  \"aggregates\":{{\"5m\":{five_minutes},\"1h\":{hour}}}}}",
                 eval + prepare,
                 begun.elapsed().as_secs_f64(),
                 peak = s.samples_peak,
-                n = s.samples,
             ));
         }
         data.push('}');
@@ -167,4 +196,21 @@ async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: 
     })
     .await
     .map_err(|e| QueryError::Internal(e.to_string()))
+}
+
+/// The members of `samples` that tell of each step.
+fn by_step(steps: &[Counted]) -> String {
+    let mut out = String::new();
+    let lists: [(&str, fn(&Counted) -> u64); 2] =
+        [("totalQueryableSamplesPerStep", |c| c.samples), ("samplesReadPerStep", |c| c.read)];
+    for (key, of) in lists {
+        out.push_str(&format!(",\"{key}\":["));
+        for (i, counted) in steps.iter().enumerate() {
+            out.push_str(if i > 0 { ",[" } else { "[" });
+            encode::write_time(&mut out, counted.ts_ms);
+            out.push_str(&format!(",{}]", of(counted)));
+        }
+        out.push(']');
+    }
+    out
 }
