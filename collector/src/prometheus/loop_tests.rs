@@ -260,3 +260,23 @@ async fn a_job_that_changes_goes_on_with_its_targets_and_one_that_is_gone_ends_t
     assert!(pools.all().is_empty());
     while !rows(&world.next().await).iter().any(is_end) {}
 }
+
+#[tokio::test]
+async fn protocols_are_asked_for_in_their_order_and_the_fallback_reads_what_names_none() {
+    let config = format!(
+        r#"{STATIC},"scrape_protocols":["PrometheusText0.0.4","OpenMetricsText1.0.0"],"fallback_scrape_protocol":"OpenMetricsText1.0.0""#
+    );
+    let mut world = World::new(&config, "# TYPE a counter\na_total 1\n# EOF\n").await;
+    for kind in [None, Some("application/json")] {
+        world.script.0.lock().1 = kind;
+        // The second scrape from now is one that was asked for after the change.
+        world.next().await;
+        world.next().await;
+        world.until("a_total{} 1").await;
+        assert_eq!(world.last_error(), (Health::Up, String::new()), "{kind:?}");
+    }
+    let accept = world.script.0.lock().3.last().unwrap().1["accept"].to_str().unwrap().to_owned();
+    let text = accept.find("text/plain;version=0.0.4").expect("the text format");
+    let open = accept.find("application/openmetrics-text;version=1.0.0").expect("OpenMetrics");
+    assert!(text < open, "{accept}");
+}

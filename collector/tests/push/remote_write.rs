@@ -1,5 +1,7 @@
 //! Remote write over HTTP: what senders are told, and what is stored whatever they are told.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use collector::{PushConfig, push_router};
 use pipeline::{
     Output,
@@ -184,4 +186,59 @@ async fn labels_of_known_series_are_asked_for_again_on_each_day_after_a_delete_a
         (found.len(), found[0].metric_type.as_deref(), found[0].help.as_deref()),
         (1, Some("counter"), Some("h"))
     );
+}
+
+#[tokio::test]
+async fn samples_of_any_order_within_the_window_are_taken_and_the_later_of_two_at_one_time_counts() {
+    for (headers, encode) in [(&[] as &[(&str, &str)], encode_v1 as fn(&MetricBatch) -> Vec<u8>), (&[V2], encode_v2)]
+    {
+        let mut config = PushConfig::default();
+        config.limits.past_max = Some(Duration::from_secs(3600));
+        let f = Fixture::with(config).await;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+        // Seconds before or after the start of the test, and values; how many are stored, and what of the others is told.
+        let requests: [(&[(i64, f64)], usize, &str); 6] = [
+            (&[(0, 1.0), (-60, 2.0)], 2, ""),
+            // Half an hour behind what there is.
+            (&[(-1800, 3.0)], 1, ""),
+            (&[(-60, 2.0), (0, 1.0)], 2, ""),
+            // Another value at a time that has one, in another request and in one.
+            (&[(-60, 4.0)], 1, ""),
+            (&[(-1700, 5.0), (-1700, 6.0)], 2, ""),
+            (&[(-7200, 7.0), (-1600, 8.0), (1200, 9.0)], 1, "is older than is accepted"),
+        ];
+        for (samples, stored, told) in requests {
+            let mut b = MetricBatchBuilder::new();
+            let id = b.series(&Labels::from_pairs([("__name__", "m"), ("job", "a")]), SeriesMeta::default());
+            samples.iter().for_each(|(s, v)| b.sample(id, now + s * 1000, None, *v));
+            let answer = f.post(PATH, headers, packed(&encode(&b.finish()))).await;
+            let status = if told.is_empty() { 204 } else { 400 };
+            assert_eq!(answer.status.as_u16(), status, "{samples:?}: {}", answer.text());
+            assert!(answer.text().contains(told), "{samples:?}: {}", answer.text());
+            if !headers.is_empty() {
+                assert_eq!(written(&answer), [stored.to_string(), "0".into(), "0".into()], "{samples:?}");
+            }
+        }
+        let wanted = [(-1800, "3"), (-1700, "6"), (-1600, "8"), (-60, "4"), (0, "1")];
+        let wanted: Vec<(i64, String)> = wanted.iter().map(|(s, v)| (*s, (*v).to_owned())).collect();
+        for rest in ["head", "parts", "merged"] {
+            match rest {
+                "parts" => f.store.flush().await.unwrap(),
+                "merged" => f.store.compact().await.unwrap(),
+                _ => {}
+            }
+            let [times, values] = f.columns(Table::MetricSamples, ["ts_ms", "value"]).await;
+            // Of one time, the last one is what queries see.
+            let seen: BTreeMap<i64, String> =
+                times.iter().map(|t| (t.parse::<i64>().unwrap() - now) / 1000).zip(values).collect();
+            assert_eq!(seen.into_iter().collect::<Vec<_>>(), wanted, "{rest}");
+        }
+        let mut text = String::new();
+        f.config.metrics.render(&mut text);
+        for reason in ["too_old", "too_far_ahead"] {
+            let line =
+                format!("collector_push_records_rejected_total{{protocol=\"remote_write\",reason=\"{reason}\"}} 1");
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+    }
 }

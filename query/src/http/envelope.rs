@@ -102,3 +102,47 @@ pub(super) fn log_internal(error: &QueryError) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use storage::ScanError;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_kind_of_error_has_prometheus_status_and_name_and_what_is_internal_stays_inside() {
+        let syntax = crate::promql::parse("1 +").unwrap_err();
+        let part = || ("p".to_owned(), "why".to_owned());
+        let (unavailable, corrupt) = (
+            |(part, reason)| QueryError::Storage(ScanError::Unavailable { part, reason }),
+            |(part, reason)| QueryError::Storage(ScanError::Corrupt { part, reason }),
+        );
+        for (error, status, kind, text) in [
+            (
+                QueryError::Syntax(syntax),
+                400,
+                "bad_data",
+                "invalid parameter \"query\": 1:4: parse error: unexpected end of input",
+            ),
+            (QueryError::BadData("no".into()), 400, "bad_data", "no"),
+            (QueryError::Execution("no".into()), 422, "execution", "no"),
+            (QueryError::TooLarge("no".into()), 422, "execution", "no"),
+            (QueryError::Timeout("x"), 503, "timeout", "query timed out in x"),
+            (QueryError::Canceled("x"), 499, "canceled", "query was canceled in x"),
+            (QueryError::NotFound("no".into()), 404, "not_found", "no"),
+            (unavailable(part()), 503, "unavailable", "storage: cannot read part p: why; try again later"),
+            (corrupt(part()), 500, "internal", "storage: cannot read part p: why"),
+            (QueryError::Storage(ScanError::Invalid("no".into())), 422, "execution", "storage: no"),
+            (QueryError::Internal("secret".into()), 500, "internal", "internal error"),
+        ] {
+            let shown = format!("{error:?}");
+            let response = prometheus_error(&error);
+            assert_eq!(response.status().as_u16(), status, "{shown}");
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body, serde_json::json!({"status": "error", "errorType": kind, "error": text}), "{shown}");
+        }
+    }
+}

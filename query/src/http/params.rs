@@ -123,6 +123,12 @@ fn decode_into(text: &str, out: &mut Vec<(String, String)>) {
 
 /// `%xx` and, in forms and queries, `+`; what is not UTF-8 afterwards becomes replacement characters.
 pub fn percent_decode(text: &str, plus_is_space: bool) -> String {
+    let out = percent_bytes(text, plus_is_space);
+    String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+}
+
+/// The bytes of [`percent_decode`].
+pub fn percent_bytes(text: &str, plus_is_space: bool) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -140,7 +146,7 @@ pub fn percent_decode(text: &str, plus_is_space: bool) -> String {
         }
         at += 1;
     }
-    String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    out
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The Prometheus API over a small store: shapes, statuses and messages as clients see them.
 
+mod errors;
 mod federate;
 mod remote_read;
+mod rests;
 mod routes;
 mod rules;
 

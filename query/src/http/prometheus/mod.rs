@@ -16,7 +16,7 @@ use std::{sync::Arc, time::SystemTime};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Path, Request, State, rejection::PathRejection},
     http::Response,
     routing::{get, post},
 };
@@ -82,8 +82,11 @@ pub fn router(api: Api) -> Router {
         .route("/labels", get(handler!(series::labels)).post(handler!(series::labels)))
         .route(
             "/label/{name}/values",
-            get(|State(api): State<Api>, Path(name): Path<String>, request: Request| async move {
-                answer(series::label_values(api, &name, request).await)
+            get(|State(api): State<Api>, name: Result<Path<String>, PathRejection>, request: Request| async move {
+                match name {
+                    Ok(Path(name)) => answer(series::label_values(api, &name, request).await),
+                    Err(_) => answer(Err(series::not_utf8(request.uri().path()))),
+                }
             }),
         )
         .route("/metadata", get(handler!(metadata::metadata)))

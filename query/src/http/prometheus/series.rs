@@ -13,7 +13,7 @@ use crate::{
     fetch::{self, range_of_millis},
     http::{
         encode, envelope,
-        params::{Params, invalid},
+        params::{Params, invalid, percent_bytes},
     },
     limits::MATCHES_MAX,
     promql,
@@ -147,6 +147,17 @@ async fn of_all<F: Future<Output = Result<Vec<String>, ScanError>>>(
         out.dedup();
     }
     Ok(out)
+}
+
+/// Of a path whose label name is not UTF-8.
+pub(super) fn not_utf8(path: &str) -> QueryError {
+    let name = path.split_once("/label/").map_or(path, |(_, rest)| rest.trim_end_matches("/values"));
+    let mut shown = String::new();
+    for chunk in percent_bytes(name, false).utf8_chunks() {
+        shown.extend(chunk.valid().escape_debug());
+        shown.extend(chunk.invalid().iter().map(|b| format!("\\x{b:02x}")));
+    }
+    QueryError::BadData(format!("invalid label name: \"{shown}\""))
 }
 
 pub(super) async fn label_values(api: Api, name: &str, request: Request) -> Answer {
