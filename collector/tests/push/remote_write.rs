@@ -188,6 +188,9 @@ async fn labels_of_known_series_are_asked_for_again_on_each_day_after_a_delete_a
     );
 }
 
+/// Seconds before or after the start of a test, and values; how many are stored, and what of the others is told.
+type Written<'a> = (&'a [(i64, f64)], usize, &'a str);
+
 #[tokio::test]
 async fn samples_of_any_order_within_the_window_are_taken_and_the_later_of_two_at_one_time_counts() {
     for (headers, encode) in [(&[] as &[(&str, &str)], encode_v1 as fn(&MetricBatch) -> Vec<u8>), (&[V2], encode_v2)]
@@ -196,8 +199,7 @@ async fn samples_of_any_order_within_the_window_are_taken_and_the_later_of_two_a
         config.limits.past_max = Some(Duration::from_secs(3600));
         let f = Fixture::with(config).await;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
-        // Seconds before or after the start of the test, and values; how many are stored, and what of the others is told.
-        let requests: [(&[(i64, f64)], usize, &str); 6] = [
+        let requests: [Written<'_>; 6] = [
             (&[(0, 1.0), (-60, 2.0)], 2, ""),
             // Half an hour behind what there is.
             (&[(-1800, 3.0)], 1, ""),

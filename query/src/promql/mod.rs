@@ -19,6 +19,7 @@ mod parser;
 pub mod print;
 mod stack;
 mod tree_json;
+mod unclosed;
 pub mod value;
 
 pub use aggregates::{Answered, Source};

@@ -9,7 +9,7 @@ use super::{
     },
     check,
     eval::name_matchers,
-    functions, stack,
+    functions, stack, unclosed,
 };
 use crate::syntax::{Binding, Climb, Cursor, Dialect, Kind, Span, SyntaxError, climb};
 
@@ -36,8 +36,8 @@ fn parse_here(text: &str) -> Result<Expr, SyntaxError> {
     if parser.cursor.peek().kind == Kind::End {
         return Err(parser.cursor.error(Span::new(0, 0), "no expression found in input"));
     }
-    let expr = climb(&mut parser, 0)?;
-    parser.cursor.finish()?;
+    let expr = climb(&mut parser, 0).and_then(|expr| parser.cursor.finish().map(|()| expr));
+    let expr = expr.map_err(|e| unclosed::told(text, parser.cursor.tokens(), e))?;
     check::check(text, &expr)?;
     Ok(expr)
 }

@@ -146,7 +146,7 @@ async fn respond(
 ) -> Answer {
     // The answer is good all the same.
     let steps = steps.transpose().unwrap_or_else(|e| {
-        output.annotations.warn_plain(&format!("the samples of each step could not be counted: {e}"));
+        output.annotations.warn_plain(format!("the samples of each step could not be counted: {e}"));
         None
     });
     if stats == Stats::ShownWithWarning {
@@ -201,9 +201,8 @@ async fn respond(
 /// The members of `samples` that tell of each step.
 fn by_step(steps: &[Counted]) -> String {
     let mut out = String::new();
-    let lists: [(&str, fn(&Counted) -> u64); 2] =
-        [("totalQueryableSamplesPerStep", |c| c.samples), ("samplesReadPerStep", |c| c.read)];
-    for (key, of) in lists {
+    for key in ["totalQueryableSamplesPerStep", "samplesReadPerStep"] {
+        let of = |c: &Counted| if key == "samplesReadPerStep" { c.read } else { c.samples };
         out.push_str(&format!(",\"{key}\":["));
         for (i, counted) in steps.iter().enumerate() {
             out.push_str(if i > 0 { ",[" } else { "[" });
