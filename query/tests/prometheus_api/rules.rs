@@ -185,7 +185,8 @@ async fn rules_are_filtered_and_come_in_pages() {
         list.iter().map(|(g, r)| ((*g).to_owned(), r.iter().map(|n| (*n).to_owned()).collect())).collect()
     };
     let api: (&str, &[&str]) = ("one/api", &["job:m:sum", "High", "Slow", "bad"]);
-    let (idle, two): ((&str, &[&str]), (&str, &[&str])) = (("one/idle", &["Never"]), ("two/api", &["a:b"]));
+    let idle: (&str, &[&str]) = ("one/idle", &["Never"]);
+    let two: (&str, &[&str]) = ("two/api", &["a:b"]);
     let file = |path: &str| path.replace('/', "%2F");
     let (one_file, two_file) = (file(&world.one), file(&world.two));
     for (query, want) in [
