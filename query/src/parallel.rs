@@ -4,7 +4,10 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 /// Threads of one call.
@@ -37,9 +40,15 @@ impl Drop for Inside {
     }
 }
 
+/// Cores that may be used, at most [`THREADS_MAX`]. Asking the system takes as long as a small query.
+fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
+}
+
 /// `f` of each of `0..n`. `work`: what all of it amounts to, in units of about a nanosecond. The first error ends it.
 pub fn map<T: Send, E: Send>(n: usize, work: usize, f: impl Fn(usize) -> Result<T, E> + Sync) -> Result<Vec<T>, E> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(n);
+    let threads = threads().min(n);
     if threads < 2 || work < ALONE_BELOW || INSIDE.get() {
         return (0..n).map(f).collect();
     }

@@ -68,6 +68,9 @@ pub const SOURCE_POSITIONS_MAX: usize = 100_000;
 /// Parts whose footers and indexes are kept open.
 pub const OPEN_PARTS_MAX: usize = 512;
 
+/// Bytes of unpacked samples that are kept for the next query: some hours of 10,000 series.
+pub const UNPACKED_SAMPLES_BYTES_MAX: usize = 64 << 20;
+
 /// Head bytes of one table that an idle table is flushed at, and the time it must be idle.
 pub const IDLE_FLUSH_BYTES: usize = 1 << 20;
 pub const IDLE_FLUSH_AFTER: std::time::Duration = std::time::Duration::from_secs(2);

@@ -44,6 +44,8 @@ pub struct StoreMetrics {
     /// Gauge.
     pub series: AtomicU64,
     /// Gauge.
+    pub unpacked_bytes: AtomicU64,
+    /// Gauge.
     pub wal_bytes: AtomicU64,
     pub wal_fsyncs: AtomicU64,
     pub wal_fsync_micros: AtomicU64,
@@ -191,6 +193,12 @@ impl StoreMetrics {
                 "Stream and series entries of the label index, by day.",
                 "gauge",
                 get(&self.series),
+            ),
+            line(
+                "storage_unpacked_samples_bytes",
+                "Bytes of unpacked samples kept for the next query.",
+                "gauge",
+                get(&self.unpacked_bytes),
             ),
             line("storage_wal_bytes", "Bytes of WAL segments on disk.", "gauge", get(&self.wal_bytes)),
             line(

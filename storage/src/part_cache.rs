@@ -17,6 +17,7 @@ use crate::{
     object::Objects,
     part::{PartReader, PartScan, RangeRead, is_loss},
     scan::{
+        groups::Groups,
         request::{ScanRequest, ScanStats},
         select::RowSelector,
         stream::{RowSource, may_hold, narrow},
@@ -26,9 +27,17 @@ use crate::{
 };
 
 /// Readers of parts with their footers and indexes, the least recently used forgotten first.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct PartCache {
     held: Arc<Mutex<Held>>,
+    /// What was unpacked of them.
+    pub groups: Arc<Groups>,
+}
+
+impl Default for PartCache {
+    fn default() -> Self {
+        PartCache { held: Arc::default(), groups: Arc::new(Groups::new(limits::UNPACKED_SAMPLES_BYTES_MAX)) }
+    }
 }
 
 #[derive(Default)]
@@ -73,6 +82,7 @@ impl PartCache {
 
     pub fn forget(&self, file: &str) {
         self.held.lock().readers.remove(file);
+        self.groups.forget(file);
     }
 }
 

@@ -267,6 +267,7 @@ fn promql_speed() {
         let start = end - seconds;
         format!("/api/v1/query_range?query={}&start={start}&end={end}&step={step}", encode(query))
     };
+    let instant = |query: &str| format!("/api/v1/query?query={}&time={end}", encode(query));
     let labels = encode("{__name__=~\"node_.*\"}");
     let of = format!("match[]={labels}&start={}&end={end}", end - 3600);
     let cases = [
@@ -299,10 +300,18 @@ fn promql_speed() {
                 end - 3600
             ),
         ),
+        ("instant sum by (job)(rate(m[5m]))", instant("sum by (job)(rate(node_work_total[5m]))")),
+        ("instant topk(10, rate(m[5m]))", instant("topk(10, rate(node_work_total[5m]))")),
+        ("instant topk(10, m)", instant("topk(10, node_work_total)")),
         (
-            "instant sum by (job)(rate(m[5m]))",
-            format!("/api/v1/query?query={}&time={end}", encode("sum by (job)(rate(node_work_total[5m]))")),
+            "instant histogram_quantile(0.9, sum by (le, job)(rate(b[5m])))",
+            instant("histogram_quantile(0.9, sum by (le, job)(rate(bench_seconds_bucket[5m])))"),
         ),
+        (
+            "instant histogram_quantile(0.9, sum by (job)(rate(n[5m]))), native",
+            instant("histogram_quantile(0.9, sum by (job)(rate(bench_native_seconds[5m])))"),
+        ),
+        ("instant one series", instant("node_work_total{instance=\"10.0.3.7:9100\",cpu=\"3\"}")),
     ];
     println!("{:<72} {:>10} {:>10} {:>12} {:>6}", "ms", "first", "warm", "Prometheus", "ratio");
     for (name, path) in &cases {

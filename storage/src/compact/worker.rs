@@ -599,6 +599,7 @@ impl Inner {
             (&m.part_bytes, part_bytes),
             (&m.part_rows, part_rows),
             (&m.series, series),
+            (&m.unpacked_bytes, self.parts.groups.bytes()),
             (&m.wal_bytes, wal.segment_bytes),
             (&m.wal_fsyncs, wal.syncs),
             (&m.wal_fsync_micros, wal.sync_time.as_micros() as u64),

@@ -23,6 +23,8 @@ mod encode;
 mod error;
 mod gather;
 mod meta;
+mod numbers;
+mod planes;
 mod promoted;
 mod prune;
 mod reader;

@@ -1,6 +1,7 @@
 //! The one door to stored rows: what is asked ([`ScanRequest`]), what comes back ([`ScanStream`]), what it cost
 //! ([`ScanStats`]). For samples of many series there is a quicker one ([`SampleScan`]).
 
+pub(crate) mod groups;
 pub mod request;
 pub mod samples;
 pub mod select;

@@ -23,7 +23,7 @@ use arrow::{
 };
 use parking_lot::Mutex;
 
-use super::ScanStats;
+use super::{ScanStats, groups::Groups};
 use crate::{
     ScanError,
     catalog::PartEntry,
@@ -66,6 +66,10 @@ pub struct SampleScan {
     sources: Vec<Source>,
     /// Closed interval, ms.
     times: (i64, i64),
+    /// Row groups that other scans have unpacked.
+    kept: Arc<Groups>,
+    /// What this one unpacks is little enough to be kept for the next.
+    keeps: bool,
     stats: Arc<ScanStats>,
 }
 
@@ -292,10 +296,17 @@ impl SampleScan {
             SlotState::Damaged => return Ok(None),
             SlotState::Unread => {}
         }
+        if let Some(kept) = self.kept.get(&part.file, group) {
+            *state = SlotState::Read(kept.clone());
+            return Ok(Some(kept));
+        }
         ScanStats::add(&self.stats.row_groups, 1);
         match part.reader.sample_group(group, &self.stats).map_err(|e| e.into_scan(&part.file)) {
             Ok(unpacked) => {
                 let unpacked = Arc::new(unpacked);
+                if self.keeps {
+                    self.kept.keep(&part.file, group, &unpacked);
+                }
                 *state = SlotState::Read(unpacked.clone());
                 Ok(Some(unpacked))
             }
@@ -402,7 +413,15 @@ impl Inner {
         by_id.sort_unstable_by_key(|place| request.ids[*place as usize]);
         let ids: Vec<i64> = by_id.iter().map(|place| request.ids[*place as usize]).collect();
         let ranks = Ranks { ids, of: OnceLock::new() };
-        let mut scan = SampleScan { by_id, shares: Vec::new(), sources: Vec::new(), times, stats: stats.clone() };
+        let mut scan = SampleScan {
+            by_id,
+            shares: Vec::new(),
+            sources: Vec::new(),
+            times,
+            kept: self.parts.groups.clone(),
+            keeps: false,
+            stats: stats.clone(),
+        };
         let snapshot = self.snapshot(&request.tenant, Table::MetricSamples, request.range, &stats);
         let Some((parts, heads)) = snapshot.filter(|_| !request.ids.is_empty()) else {
             return Ok(scan);
@@ -528,6 +547,9 @@ impl SampleScan {
                 weights[run.rank as usize] += (run.rows as f64 * share) as u64 + 1;
             }
         }
+        // On all cores: they end at about the same time.
+        let total: u64 = weights.iter().sum();
+        let share_rows = share_rows.min((total / SHARES_AIM) as usize).max(share_rows.min(SHARE_ROWS_MIN));
         let (mut start, mut sum) = (0, 0);
         for (rank, weight) in weights.iter().enumerate() {
             if sum > 0 && sum + weight > share_rows as u64 {
@@ -541,6 +563,8 @@ impl SampleScan {
             let Source::Part(part) = source else { continue };
             part.note_needs(&self.shares);
         }
+        let rows = self.sources.iter().map(|s| if let Source::Part(p) = s { p.rows_needed() } else { 0 });
+        self.keeps = rows.sum::<u64>().saturating_mul(UNPACKED_ROW_BYTES) <= self.kept.bytes_of_a_scan() as u64;
     }
 }
 
@@ -550,6 +574,13 @@ impl PartRuns {
         let (min, max) = self.bounds;
         let inside = to.min(max).saturating_sub(from.max(min)).saturating_add(1).max(1);
         (inside as f64 / (max.saturating_sub(min).saturating_add(1)).max(1) as f64).min(1.0)
+    }
+
+    /// Of all row groups that some share needs.
+    fn rows_needed(&self) -> u64 {
+        let starts = self.reader.group_starts();
+        let needed = self.groups.iter().enumerate().filter(|(_, slot)| slot.uses.load(Ordering::Relaxed) > 0);
+        needed.map(|(g, _)| starts[g + 1] - starts[g]).sum()
     }
 
     fn note_needs(&mut self, shares: &[Range<u32>]) {
@@ -620,7 +651,7 @@ fn head_runs(batch: &HeadBatch, ranks: &Ranks, times: (i64, i64)) -> Result<Opti
 
 /// `f` of each of `0..n` on some threads, results in order; the first error ends it.
 fn each<T: Send>(n: usize, f: impl Fn(usize) -> Result<T, ScanError> + Sync) -> Result<Vec<T>, ScanError> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(n);
+    let threads = threads().min(n);
     if threads < 2 {
         return (0..n).map(f).collect();
     }
@@ -647,6 +678,19 @@ fn each<T: Send>(n: usize, f: impl Fn(usize) -> Result<T, ScanError> + Sync) -> 
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, result)| result).collect()
 }
+
+/// Cores that may be used, at most [`THREADS_MAX`]. Asking the system takes as long as a small plan.
+fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
+}
+
+/// Into about how many shares a scan is cut at least, unless they had fewer samples than that many.
+const SHARES_AIM: u64 = 16;
+const SHARE_ROWS_MIN: usize = 4096;
+
+/// About what a row takes that is unpacked: most bytes of times and values are those of the row before.
+const UNPACKED_ROW_BYTES: u64 = 8;
 
 /// Threads that plan one scan.
 const THREADS_MAX: usize = 8;

@@ -1,6 +1,6 @@
 //! Aggregation operators. Groups exist at the steps where one of their series has a point.
 
-use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+use std::{cmp::Ordering, collections::HashMap, ops::Range, sync::Arc};
 
 use storage::model::Labels;
 
@@ -242,11 +242,13 @@ impl Evaluator {
         for members in &groups.members {
             let mut ranked = members.clone();
             let amount = members.len().saturating_mul(steps.count).saturating_mul(10);
-            let chosen = parallel::map(steps.count, amount, |i| {
+            let chosen = parallel::map(steps.count.div_ceil(STEPS_AT_ONCE), amount, |n| {
                 self.alive()?;
-                Ok::<_, QueryError>(self.chosen(a, parameter[i], members, &series, i))
+                let from = n * STEPS_AT_ONCE;
+                let at = from..steps.count.min(from + STEPS_AT_ONCE);
+                Ok::<_, QueryError>(self.chosen(a, parameter, members, &series, at))
             })?;
-            for (i, chosen) in chosen.into_iter().enumerate() {
+            for (i, chosen) in chosen.into_iter().flatten().enumerate() {
                 chosen.iter().for_each(|m| keep[m * steps.count + i] = true);
                 if steps.count == 1 {
                     ranked = chosen;
@@ -273,47 +275,104 @@ impl Evaluator {
         Ok(out)
     }
 
-    fn chosen(&self, a: &Aggregate, parameter: f64, members: &[usize], series: &[Series], i: usize) -> Vec<usize> {
-        let present = members.iter().copied().filter(|m| series[*m].points[i].is_some());
+    /// The elements that stay at each of the steps `at`, in order of rank where they have one.
+    fn chosen(
+        &self,
+        a: &Aggregate,
+        parameter: &[f64],
+        members: &[usize],
+        series: &[Series],
+        at: Range<usize>,
+    ) -> Vec<Vec<usize>> {
+        let present = |i: usize| members.iter().copied().filter(move |m| series[*m].points[i].is_some());
         if a.op == AggregateOp::LimitRatio {
-            let r = parameter.clamp(-1.0, 1.0);
-            return present
-                .filter(|m| {
+            let kept = at.map(|i| {
+                let r = parameter[i].clamp(-1.0, 1.0);
+                let stays = |m: &usize| {
                     let share = super::hash::of_labels(&series[*m].labels) as f64 / u64::MAX as f64;
                     if r >= 0.0 { share < r } else { share >= 1.0 + r }
-                })
-                .collect();
+                };
+                present(i).filter(stays).collect()
+            });
+            return kept.collect();
         }
-        let k = parameter.max(0.0) as usize;
+        let k = |i: usize| parameter[i].max(0.0) as usize;
         if a.op == AggregateOp::Limitk {
-            return present.take(k).collect();
+            return at.map(|i| present(i).take(k(i)).collect()).collect();
         }
         let descending = a.op == AggregateOp::Topk;
-        let mut ranked: Vec<(f64, usize)> = Vec::new();
-        for m in present {
-            match &series[m].points[i] {
-                Point::Float(v) => ranked.push((*v, m)),
-                _ => self.ignored(a),
+        let mut best: Vec<Best> = at.clone().map(|i| Best::new(k(i), descending)).collect();
+        for m in members {
+            for (best, point) in best.iter_mut().zip(&series[*m].points[at.clone()]) {
+                match point {
+                    Point::Float(v) => best.offer(*v, *m),
+                    Point::Histogram(_) => self.ignored(a),
+                    Point::None => {}
+                }
             }
         }
-        if k == 0 {
-            return Vec::new();
-        }
-        // Of equal ones the first stays.
-        let before = |a: &(f64, usize), b: &(f64, usize)| {
-            let order = match (a.0.is_nan(), b.0.is_nan()) {
-                (false, false) if descending => b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal),
-                (false, false) => a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal),
-                (a, b) => a.cmp(&b),
-            };
-            order.then(a.1.cmp(&b.1))
+        best.into_iter().map(Best::ranked).collect()
+    }
+}
+
+/// Steps for which elements are chosen at a time: those of a series lie side by side.
+const STEPS_AT_ONCE: usize = 8;
+
+/// The first `k` of what is offered, NaN last; of equal ones the first stays.
+struct Best {
+    k: usize,
+    descending: bool,
+    /// Values and places; all of the first `k` and some that may be.
+    kept: Vec<(f64, usize)>,
+    /// What is not before this is not among them.
+    bound: Option<(f64, usize)>,
+}
+
+impl Best {
+    fn new(k: usize, descending: bool) -> Self {
+        Best { k, descending, kept: Vec::new(), bound: None }
+    }
+
+    fn before(descending: bool, a: &(f64, usize), b: &(f64, usize)) -> Ordering {
+        let order = match (a.0.is_nan(), b.0.is_nan()) {
+            (false, false) if descending => b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal),
+            (false, false) => a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal),
+            (a, b) => a.cmp(&b),
         };
-        if k < ranked.len() {
-            ranked.select_nth_unstable_by(k, before);
-            ranked.truncate(k);
+        order.then(a.1.cmp(&b.1))
+    }
+
+    /// Places ascend from call to call.
+    fn offer(&mut self, value: f64, place: usize) {
+        if self.k == 0 {
+            return;
         }
-        ranked.sort_unstable_by(before);
-        ranked.into_iter().map(|(_, m)| m).collect()
+        let new = (value, place);
+        if self.bound.is_some_and(|bound| Self::before(self.descending, &new, &bound).is_ge()) {
+            return;
+        }
+        self.kept.push(new);
+        // Seldom enough to be cheap, often enough that little is kept.
+        if self.kept.len() >= self.k.saturating_mul(2).max(32) {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let descending = self.descending;
+        if self.k < self.kept.len() {
+            let before = |a: &(f64, usize), b: &(f64, usize)| Self::before(descending, a, b);
+            let (_, last, _) = self.kept.select_nth_unstable_by(self.k - 1, before);
+            self.bound = Some(*last);
+            self.kept.truncate(self.k);
+        }
+    }
+
+    fn ranked(mut self) -> Vec<usize> {
+        self.cut();
+        let descending = self.descending;
+        self.kept.sort_unstable_by(|a, b| Self::before(descending, a, b));
+        self.kept.into_iter().map(|(_, place)| place).collect()
     }
 }
 
@@ -395,5 +454,39 @@ fn grouped(labels: &Labels, without: bool, names: &[String]) -> Labels {
         labels.iter().filter(|(n, _)| *n != "__name__" && !named(n)).collect()
     } else {
         labels.iter().filter(|(n, _)| named(n)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_of_what_is_offered_are_the_first_of_all_sorted() {
+        let mut state = 3u64;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        for n in [0, 1, 5, 40, 500] {
+            let all: Vec<(f64, usize)> = (0..n)
+                .map(|i| {
+                    let v = match next(12) {
+                        0 => f64::NAN,
+                        1 => -0.0,
+                        v => (v as f64 - 6.0) * next(9) as f64,
+                    };
+                    (v, i)
+                })
+                .collect();
+            for (k, descending) in [(0, true), (1, true), (3, false), (10, true), (33, false), (usize::MAX, true)] {
+                let mut best = Best::new(k, descending);
+                all.iter().for_each(|(v, i)| best.offer(*v, *i));
+                let mut sorted = all.clone();
+                sorted.sort_by(|a, b| Best::before(descending, a, b));
+                let wanted: Vec<usize> = sorted.into_iter().map(|(_, i)| i).take(k).collect();
+                assert_eq!(best.ranked(), wanted, "{k} of {n}");
+            }
+        }
     }
 }

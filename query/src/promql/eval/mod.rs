@@ -229,7 +229,11 @@ impl Evaluator {
 }
 
 pub(super) fn metric_name(labels: &Labels) -> &str {
-    labels.get("__name__").unwrap_or("")
+    // It is nearly always the first.
+    match labels.iter().next() {
+        Some(("__name__", name)) => name,
+        _ => labels.get("__name__").unwrap_or(""),
+    }
 }
 
 /// Errors if two series have equal labels, whatever their steps.

@@ -1,6 +1,6 @@
 //! `*_over_time` and the regressions. Windows are never empty here.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::range::{Notes, Window};
 use crate::{
@@ -173,6 +173,40 @@ pub(super) fn extreme(w: &Window<'_>, notes: &Notes<'_>, better: fn(f64, f64) ->
     Point::Float(best)
 }
 
+/// [`extreme`] of every window over floats; `None` where all windows are empty. Each sample is looked at about twice,
+/// however many windows it is in. `windows`: `start < ts <= end`, neither end ever moving back.
+pub(super) fn extremes(
+    ts: &[i64],
+    values: &[f64],
+    windows: &[(i64, i64)],
+    better: fn(&f64, &f64) -> bool,
+) -> Option<Vec<Point>> {
+    let mut out = vec![Point::None; windows.len()];
+    // Places of numbers of the window that are better than all behind them, the first of equal ones.
+    let mut best: VecDeque<usize> = VecDeque::new();
+    let (mut lo, mut hi, mut seen) = (0, 0, false);
+    for (point, &(start, end)) in out.iter_mut().zip(windows) {
+        let next = super::selector::upper_bound(ts, hi, end);
+        lo = super::selector::upper_bound(&ts[..next], lo.min(next), start);
+        while best.front().is_some_and(|i| *i < lo) {
+            best.pop_front();
+        }
+        for (i, v) in values.iter().enumerate().take(next).skip(hi.max(lo)).filter(|(_, v)| !v.is_nan()) {
+            while best.back().is_some_and(|b| better(v, &values[*b])) {
+                best.pop_back();
+            }
+            best.push_back(i);
+        }
+        hi = next;
+        if lo < hi {
+            seen = true;
+            // Without a number the last NaN is as good as any.
+            *point = Point::Float(values[best.front().copied().unwrap_or(hi - 1)]);
+        }
+    }
+    seen.then_some(out)
+}
+
 pub(super) fn time_of_extreme(w: &Window<'_>, notes: &Notes<'_>, better: fn(f64, f64) -> bool) -> Point {
     if !floats_only(w, notes) {
         return Point::None;
@@ -311,4 +345,75 @@ pub(super) fn smoothing(w: &Window<'_>, notes: &Notes<'_>, sf: f64, tf: f64) -> 
         level = next;
     }
     Ok(Point::Float(level))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Better = fn(&f64, &f64) -> bool;
+    type After = fn(f64, f64) -> bool;
+
+    /// As [`extreme`] does it, a window after the other.
+    fn one_by_one(values: &[f64], better: fn(f64, f64) -> bool) -> f64 {
+        let mut best = values[0];
+        for v in &values[1..] {
+            if best.is_nan() || better(best, *v) {
+                best = *v;
+            }
+        }
+        best
+    }
+
+    #[test]
+    fn extremes_of_all_windows_at_once_are_those_of_each_to_the_bit() {
+        let marked = |bits: u64| f64::from_bits(f64::NAN.to_bits() | bits);
+        let mut state = 7u64;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        for round in 0..300 {
+            let n = next(60) as usize;
+            let mut now = 0;
+            let ts: Vec<i64> = (0..n)
+                .map(|_| {
+                    now += 1 + next(9) as i64;
+                    now
+                })
+                .collect();
+            let values: Vec<f64> = (0..n)
+                .map(|i| match next(if round % 3 == 0 { 4 } else { 9 }) {
+                    0 => marked(i as u64),
+                    1 => 0.0,
+                    2 => -0.0,
+                    3 => f64::INFINITY,
+                    v => v as f64 - 6.0,
+                })
+                .collect();
+            let (width, step) = (1 + next(80) as i64, next(30) as i64);
+            let windows: Vec<(i64, i64)> = (0..20).map(|i| (i * step - width, i * step)).collect();
+            let both: [(Better, After); 2] = [(f64::gt, |a, b| b > a), (f64::lt, |a, b| b < a)];
+            for (better, after) in both {
+                let found = extremes(&ts, &values, &windows, better);
+                let wanted: Vec<Option<u64>> = windows
+                    .iter()
+                    .map(|(start, end)| {
+                        let inside: Vec<f64> = ts
+                            .iter()
+                            .zip(&values)
+                            .filter(|(t, _)| start < *t && *t <= end)
+                            .map(|(_, v)| *v)
+                            .collect();
+                        (!inside.is_empty()).then(|| one_by_one(&inside, after).to_bits())
+                    })
+                    .collect();
+                assert_eq!(found.is_some(), wanted.iter().any(Option::is_some));
+                let found = found.unwrap_or(vec![Point::None; windows.len()]);
+                let found: Vec<Option<u64>> =
+                    found.iter().map(|p| if let Point::Float(v) = p { Some(v.to_bits()) } else { None }).collect();
+                assert_eq!(found, wanted, "{ts:?} {values:?} {windows:?}");
+            }
+        }
+    }
 }

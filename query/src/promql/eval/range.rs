@@ -283,10 +283,20 @@ impl Evaluator {
                 Work::Plain(name, _) => rate::Kind::of(name).filter(|_| data.histograms.is_empty()),
                 Work::Stepped(_) => None,
             };
-            let points = match steady {
-                Some(kind) if data.starts.is_empty() || !self.start_timestamps => {
+            let extreme = match work {
+                Work::Plain("max_over_time", _) if data.histograms.is_empty() => {
+                    Some(f64::gt as fn(&f64, &f64) -> bool)
+                }
+                Work::Plain("min_over_time", _) if data.histograms.is_empty() => {
+                    Some(f64::lt as fn(&f64, &f64) -> bool)
+                }
+                _ => None,
+            };
+            let points = match (steady, extreme) {
+                (Some(kind), _) if data.starts.is_empty() || !self.start_timestamps => {
                     Some(rate::over_floats(&data.ts, &data.values, windows, kind))
                 }
+                (_, Some(better)) => over_time::extremes(&data.ts, &data.values, windows, better),
                 _ => self.points_of(data, windows, span, steps, work)?,
             };
             if points.is_some() {

@@ -13,7 +13,7 @@ use std::sync::{
 use parking_lot::Mutex;
 
 use super::{
-    Evaluator, Series, Steps, of_one_name,
+    Evaluator, Series, Steps, metric_name, of_one_name,
     range::{Work, keeps_name, plain},
     selector::{Shift, without_stale},
 };
@@ -233,7 +233,8 @@ impl Streamed {
         grouped: bool,
     ) -> Result<Vec<Series>, QueryError> {
         let count = self.steps.count;
-        let mut named = Vec::new();
+        let mut named: Vec<(Arc<storage::model::Labels>, _)> = Vec::new();
+        let mut hinted: Option<Arc<storage::model::Labels>> = None;
         let (keep_name, counter) = match &self.leaf {
             Leaf::Instant(_) => (true, None),
             Leaf::Function { name, span, .. } => {
@@ -244,7 +245,12 @@ impl Streamed {
             let Some(mut points) = points else { continue };
             points.resize(count, Point::None);
             if let Some(span) = counter.filter(|_| floats) {
-                eval.hint_not_counter(&labels, span);
+                // Series of one name come one after the other.
+                let again = hinted.as_ref().is_some_and(|h| metric_name(h) == metric_name(&labels));
+                if !again || eval.drop_type_and_unit {
+                    eval.hint_not_counter(&labels, span);
+                    hinted = Some(labels.clone());
+                }
             }
             named.push((labels, Some(points)));
         }
