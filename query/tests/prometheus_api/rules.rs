@@ -13,9 +13,12 @@ use query::{
     },
 };
 use serde_json::{Value, json};
-use storage::model::{Labels, TenantId};
+use storage::{
+    Store,
+    model::{Labels, MetricBatchBuilder, TenantId, batch::SeriesMeta},
+};
 
-use super::{Given, api_over, get};
+use super::{Given, api_over, append, get};
 
 /// Three groups in two files; the rules of the first have been evaluated, the others wait for their hour.
 const ONE: &str = "groups:
@@ -34,6 +37,9 @@ const ONE: &str = "groups:
     expr: m > 1
     for: 5m
     keep_firing_for: 90s
+  - alert: Kept
+    expr: m > 2
+    keep_firing_for: 1h
   - record: bad
     expr: m * on () m
 - name: idle
@@ -49,6 +55,7 @@ struct World {
     _dirs: (tempfile::TempDir, tempfile::TempDir),
     running: Running,
     ruler: Ruler,
+    store: Store,
     api: Router,
     one: String,
     two: String,
@@ -90,8 +97,8 @@ impl World {
         let clock = Arc::new(storage::vfs::SystemClock::new());
         let discover = Arc::new(|_: &str| Vec::<PathBuf>::new());
         let (ruler, running) = Ruler::start(settings, engine, store.clone(), clock, discover).await.unwrap();
-        let api = query::router(QueryConfig { ruler: Some(ruler.clone()), ..QueryConfig::default() }, store);
-        let world = World { _dirs: (dir, data), running, ruler, api, one, two };
+        let api = query::router(QueryConfig { ruler: Some(ruler.clone()), ..QueryConfig::default() }, store.clone());
+        let world = World { _dirs: (dir, data), running, ruler, store, api, one, two };
         for _ in 0..1_000 {
             let groups = world.ruler.groups(&TenantId::default());
             if groups[0].rules.iter().all(|r| r.last_ms.is_some()) {
@@ -154,7 +161,8 @@ async fn rules_and_alerts_are_shown_in_prometheus_shape() {
     assert_eq!((&slow["state"], &slow["alerts"][0]["state"]), (&json!("pending"), &json!("pending")));
     assert_eq!((&slow["duration"], &slow["keepFiringFor"]), (&json!(300), &json!(90)));
     assert_eq!((&slow["labels"], &slow["annotations"]), (&json!({}), &json!({})));
-    let bad = rule(3);
+    assert_eq!(rule(3)["alerts"][0].get("keepFiringSince"), None);
+    let bad = rule(4);
     assert_eq!(bad["health"], "err");
     assert!(bad["lastError"].as_str().unwrap().contains("many-to-many matching not allowed"), "{bad}");
     let never =
@@ -168,7 +176,7 @@ async fn rules_and_alerts_are_shown_in_prometheus_shape() {
     let alerts = body["data"]["alerts"].as_array().unwrap();
     let shown: Vec<(&str, &str)> =
         alerts.iter().map(|a| (a["labels"]["alertname"].as_str().unwrap(), a["state"].as_str().unwrap())).collect();
-    assert_eq!(shown, [("High", "firing"), ("Slow", "pending")], "{body}");
+    assert_eq!(shown, [("High", "firing"), ("Slow", "pending"), ("Kept", "firing")], "{body}");
     assert_eq!(alerts[0]["value"], "2.5e+00");
     let (_, body) = get(&world.api, "/api/v1/alertmanagers").await;
     assert_eq!(
@@ -184,18 +192,18 @@ async fn rules_are_filtered_and_come_in_pages() {
     let of = |list: &[(&str, &[&str])]| -> Vec<(String, Vec<String>)> {
         list.iter().map(|(g, r)| ((*g).to_owned(), r.iter().map(|n| (*n).to_owned()).collect())).collect()
     };
-    let api: (&str, &[&str]) = ("one/api", &["job:m:sum", "High", "Slow", "bad"]);
+    let api: (&str, &[&str]) = ("one/api", &["job:m:sum", "High", "Slow", "Kept", "bad"]);
     let idle: (&str, &[&str]) = ("one/idle", &["Never"]);
     let two: (&str, &[&str]) = ("two/api", &["a:b"]);
     let file = |path: &str| path.replace('/', "%2F");
     let (one_file, two_file) = (file(&world.one), file(&world.two));
     for (query, want) in [
         ("", of(&[api, idle, two])),
-        ("type=alert", of(&[("one/api", &["High", "Slow"]), idle])),
+        ("type=alert", of(&[("one/api", &["High", "Slow", "Kept"]), idle])),
         ("type=RECORD", of(&[("one/api", &["job:m:sum", "bad"]), two])),
         ("rule_name[]=High&rule_name[]=a:b", of(&[("one/api", &["High"]), two])),
         ("rule_group[]=idle", of(&[idle])),
-        ("rule_group[]=api&type=alert", of(&[("one/api", &["High", "Slow"])])),
+        ("rule_group[]=api&type=alert", of(&[("one/api", &["High", "Slow", "Kept"])])),
         (&format!("file[]={two_file}"), of(&[two])),
         (&format!("file[]={two_file}&file[]={one_file}&rule_group[]=api"), of(&[api, two])),
         ("file[]=elsewhere", of(&[])),
@@ -267,4 +275,27 @@ async fn rules_are_filtered_and_come_in_pages() {
     let (_, body) = get(&nobody, "/api/v1/alerts").await;
     assert_eq!(body["data"], json!({"alerts": []}));
     assert!(world.running.stop(Duration::from_secs(10)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_that_is_kept_tells_since_when_and_one_that_is_not_is_gone() {
+    let world = World::new().await;
+    let mut b = MetricBatchBuilder::new();
+    let id = b.series(&Labels::from_pairs([("__name__", "m"), ("job", "x")]), SeriesMeta::default());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    b.sample(id, now, None, 0.0);
+    append(&world.store, b).await;
+    for _ in 0..1_000 {
+        let (_, body) = get(&world.api, "/api/v1/alerts").await;
+        let alerts = body["data"]["alerts"].as_array().unwrap();
+        if let [kept] = &alerts[..] {
+            assert_eq!((&kept["labels"]["alertname"], &kept["state"]), (&json!("Kept"), &json!("firing")));
+            let since = chrono::DateTime::parse_from_rfc3339(kept["keepFiringSince"].as_str().unwrap()).unwrap();
+            assert!(since.timestamp_millis() >= now - 1, "{body}");
+            assert!(world.running.stop(Duration::from_secs(10)).await);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the alerts that are over stay");
 }
