@@ -27,7 +27,7 @@ pub use ast::Expr;
 pub use counted::Counted;
 pub use engine::{Engine, EngineOptions, InstantRequest, Output, RangeRequest};
 pub use features::Features;
-pub use parser::{parse, parse_duration_ms, parse_selector};
+pub use parser::{parse, parse_duration_ms, parse_selector, parse_selector_within};
 pub use tree_json::tree_json;
 pub use value::{Point, Sample, SeriesPoints, Value, format_float};
 

@@ -1,6 +1,6 @@
 //! Text to tree. The grammar is that of Prometheus 3, experimental parts included.
 
-use storage::model::{MatchOp, Matcher};
+use storage::model::{MatchOp, Matcher, MatcherBudget};
 
 use super::{
     ast::{
@@ -28,23 +28,34 @@ const LEVEL_UNARY: u8 = 6;
 
 /// Parses and type-checks one expression.
 pub fn parse(text: &str) -> Result<Expr, SyntaxError> {
-    stack::with_room(text, || parse_here(text))
+    parse_within(text, &mut MatcherBudget::default())
 }
 
-fn parse_here(text: &str) -> Result<Expr, SyntaxError> {
-    let mut parser = Parser { cursor: Cursor::new(text, &DIALECT)?, selectors: 0, names_label: false };
+fn parse_within(text: &str, budget: &mut MatcherBudget) -> Result<Expr, SyntaxError> {
+    stack::with_room(text, || parse_here(text, budget))
+}
+
+fn parse_here(text: &str, budget: &mut MatcherBudget) -> Result<Expr, SyntaxError> {
+    let mut parser =
+        Parser { cursor: Cursor::new(text, &DIALECT)?, selectors: 0, names_label: false, budget: *budget };
     if parser.cursor.peek().kind == Kind::End {
         return Err(parser.cursor.error(Span::new(0, 0), "no expression found in input"));
     }
     let expr = climb(&mut parser, 0).and_then(|expr| parser.cursor.finish().map(|()| expr));
     let expr = expr.map_err(|e| unclosed::told(text, parser.cursor.tokens(), e))?;
+    *budget = parser.budget;
     check::check(text, &expr)?;
     Ok(expr)
 }
 
 /// Parses one plain selector, as `match[]` takes it: its matchers. No offset, `@` or range.
 pub fn parse_selector(text: &str) -> Result<Vec<Matcher>, SyntaxError> {
-    let expr = parse(text)?;
+    parse_selector_within(text, &mut MatcherBudget::default())
+}
+
+/// As [`parse_selector`], for one of several of a request.
+pub fn parse_selector_within(text: &str, budget: &mut MatcherBudget) -> Result<Vec<Matcher>, SyntaxError> {
+    let expr = parse_within(text, budget)?;
     match expr.kind {
         ExprKind::Selector(s) if s.offset.is_none() && s.at.is_none() => Ok(s.matchers),
         _ => Err(SyntaxError::new(text, expr.span, "expected a vector selector without offset, @ or range")),
@@ -134,6 +145,7 @@ struct Parser<'a> {
     selectors: usize,
     /// A string here is the name of a label.
     names_label: bool,
+    budget: MatcherBudget,
 }
 
 struct Operator {
@@ -514,8 +526,9 @@ impl Parser<'_> {
         };
         self.cursor.next();
         let (value, span) = self.cursor.string("label matching")?;
-        let matcher = Matcher::new(label, op, value.clone())
-            .map_err(|e| self.cursor.error(span, format!("invalid regular expression {value:?}: {e}")))?;
+        let matcher = self.budget.matcher(label, op, value.clone());
+        let matcher =
+            matcher.map_err(|e| self.cursor.error(span, format!("invalid regular expression {value:?}: {e}")))?;
         out.push(matcher);
         Ok(())
     }

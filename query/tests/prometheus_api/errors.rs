@@ -158,7 +158,9 @@ async fn hostile_queries_are_told_what_is_too_much_on_every_route_that_reads_the
     let nested = format!("{}1{}", "(".repeat(100_000), ")".repeat(100_000));
     let shorter = format!("{}1{}", "(".repeat(50_000), ")".repeat(50_000));
     let regex = format!("up{{x=~\"{}\"}}", "a".repeat(1 << 20));
+    let regexes = format!("up{{{}}}", ["x=~\"(a{1000}){50}\""; 5000].join(","));
     for (query, text) in [
+        (&regexes, "exceeds size limit of"),
         (&nested, "longer than the limit of 131072 bytes"),
         (&shorter, "nested deeper than 250 levels"),
         (&regex, "longer than the limit of 131072 bytes"),

@@ -177,6 +177,13 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
     assert!(status == 400 && text.contains("invalid matcher type 9"), "{text}");
     let (status, text) = refused(vec![asked(vec![matching(2, "a", "(")], 0, 1)], &[]).await;
     assert!(status == 400 && text.contains("invalid matcher"), "{text}");
+    // One that is half a MiB long, and thousands that would be gigabytes together.
+    let long = vec![matching(2, "a", &"a?".repeat(1 << 18))];
+    let many = (0..5000).map(|_| matching(2, "a", "(a{1000}){50}")).collect();
+    for matchers in [long, many] {
+        let (status, text) = refused(vec![asked(matchers, 0, 1)], &[]).await;
+        assert!(status == 400 && text.contains("exceeds size limit"), "{text}");
+    }
 
     let post = |body: Vec<u8>| Request::post("/api/v1/read").body(Body::from(body)).unwrap();
     for body in [vec![], b"nonsense".to_vec(), snap::raw::Encoder::new().compress_vec(b"\x0a\xff").unwrap()] {

@@ -10,6 +10,47 @@ use super::{Labels, re2};
 /// Largest compiled size of a matcher's regular expression, bytes.
 pub const MATCHER_REGEX_BYTES_MAX: usize = 10 << 20;
 
+/// Longest regular expression, bytes: to read one takes many times as much memory.
+pub const MATCHER_PATTERN_BYTES_MAX: usize = 128 << 10;
+
+/// Makes the matchers of one request, whose regular expressions share a budget: the nth may compile to an nth of
+/// [`MATCHER_REGEX_BYTES_MAX`], so that thousands of them take ten times as much as one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MatcherBudget {
+    compiled: usize,
+}
+
+impl MatcherBudget {
+    /// Errors when `op` is a regular-expression operator and `value` does not compile within what is left.
+    pub fn matcher(
+        &mut self,
+        name: impl Into<String>,
+        op: MatchOp,
+        value: impl Into<String>,
+    ) -> Result<Matcher, regex::Error> {
+        let (name, value) = (name.into(), value.into());
+        let pattern = match op {
+            MatchOp::Eq | MatchOp::Ne => Pattern::Value,
+            MatchOp::Re | MatchOp::Nre => match Pattern::simple(&value) {
+                Some(simple) => simple,
+                None => {
+                    let bytes_max = MATCHER_REGEX_BYTES_MAX / (self.compiled + 1);
+                    if value.len() > MATCHER_PATTERN_BYTES_MAX {
+                        return Err(regex::Error::CompiledTooBig(bytes_max));
+                    }
+                    // `(?s:` so that `.` also matches a newline, as in Prometheus.
+                    let regex = regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
+                        .size_limit(bytes_max)
+                        .build()?;
+                    self.compiled += 1;
+                    Pattern::Regex(regex)
+                }
+            },
+        };
+        Ok(Matcher { name, op, value, pattern })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatchOp {
     Eq,
@@ -110,20 +151,7 @@ impl Pattern {
 impl Matcher {
     /// Errors when `op` is a regular-expression operator and `value` does not compile.
     pub fn new(name: impl Into<String>, op: MatchOp, value: impl Into<String>) -> Result<Self, regex::Error> {
-        let (name, value) = (name.into(), value.into());
-        let pattern = match op {
-            MatchOp::Eq | MatchOp::Ne => Pattern::Value,
-            MatchOp::Re | MatchOp::Nre => match Pattern::simple(&value) {
-                Some(simple) => simple,
-                // `(?s:` so that `.` also matches a newline, as in Prometheus.
-                None => Pattern::Regex(
-                    regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
-                        .size_limit(MATCHER_REGEX_BYTES_MAX)
-                        .build()?,
-                ),
-            },
-        };
-        Ok(Matcher { name, op, value, pattern })
+        MatcherBudget::default().matcher(name, op, value)
     }
 
     pub fn equal(name: impl Into<String>, value: impl Into<String>) -> Self {
@@ -204,6 +232,17 @@ mod tests {
         assert!(Matcher::new("zz", MatchOp::Re, ".*").unwrap().matches(&labels));
         assert!(!Matcher::new("zz", MatchOp::Re, ".+").unwrap().matches(&labels));
         assert!(Matcher::new("a", MatchOp::Re, "(").is_err());
+    }
+
+    #[test]
+    fn regular_expressions_of_one_request_share_a_budget_and_are_no_longer_than_a_query() {
+        let big = "(a{1000}){50}";
+        let mut budget = MatcherBudget::default();
+        let made = (0..100).take_while(|_| budget.matcher("a", MatchOp::Re, big).is_ok()).count();
+        assert!((1..10).contains(&made), "{made}");
+        assert!(budget.matcher("a", MatchOp::Re, "(?i)a.*").is_ok(), "small ones go on");
+        assert!((0..5000).all(|_| budget.matcher("a", MatchOp::Re, "a|b").is_ok()), "those that take none are free");
+        assert!(Matcher::new("a", MatchOp::Re, "a?".repeat(MATCHER_PATTERN_BYTES_MAX)).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod time;
 
 pub use batch::{LogBatchBuilder, LogRow, MetricBatch, MetricBatchBuilder, SpanBatchBuilder, SpanRow};
 pub use labels::Labels;
-pub use matcher::{MatchOp, Matcher};
+pub use matcher::{MatchOp, Matcher, MatcherBudget};
 pub use schema::Table;
 pub use tenant::TenantId;
 pub use time::{TimeRange, Timestamp};

@@ -3,7 +3,7 @@
 use axum::{body::Body, extract::Request, http::Response};
 use storage::{
     ScanError, SeriesInfo,
-    model::{Matcher, Table, TenantId, TimeRange},
+    model::{Matcher, MatcherBudget, Table, TenantId, TimeRange},
 };
 
 use super::{Answer, Api, TRUNCATED, query::now_ms};
@@ -25,9 +25,10 @@ pub(in crate::http) fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, Que
     if all.len() > MATCHES_MAX {
         return Err(invalid("match[]", &format!("more than {MATCHES_MAX} selectors")));
     }
+    let mut budget = MatcherBudget::default();
     all.into_iter()
         .map(|text| {
-            promql::parse_selector(text).map_err(|e| {
+            promql::parse_selector_within(text, &mut budget).map_err(|e| {
                 if e.message.contains("at least one non-empty matcher") {
                     invalid("match[]", "match[] must contain at least one non-empty matcher")
                 } else {

@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, Limited};
 use prost::Message;
 use storage::{
     ErrorKind, SeriesInfo,
-    model::{MatchOp, Matcher, TenantId},
+    model::{MatchOp, Matcher, MatcherBudget, TenantId},
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -74,7 +74,8 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, Refusal> {
     let tenant = params::tenant(&head.headers)?;
     let request = decoded(&head.headers, body).await?;
     let streamed = wants_chunks(&request.accepted_response_types)?;
-    let wanted = request.queries.into_iter().map(Wanted::of).collect::<Result<Vec<_>, _>>()?;
+    let mut budget = MatcherBudget::default();
+    let wanted = request.queries.into_iter().map(|q| Wanted::of(q, &mut budget)).collect::<Result<Vec<_>, _>>()?;
     for w in &wanted {
         w.check_range(&api, &tenant)?;
     }
@@ -150,7 +151,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(query: wire::Query) -> Result<Self, Refusal> {
+    fn of(query: wire::Query, budget: &mut MatcherBudget) -> Result<Self, Refusal> {
         let matchers = query.matchers.into_iter().map(|m| {
             let op = match m.kind {
                 0 => MatchOp::Eq,
@@ -159,7 +160,7 @@ impl Wanted {
                 3 => MatchOp::Nre,
                 other => return Err(Refusal::bad(format!("invalid matcher type {other}"))),
             };
-            Matcher::new(m.name, op, m.value).map_err(|e| Refusal::bad(format!("invalid matcher: {e}")))
+            budget.matcher(m.name, op, m.value).map_err(|e| Refusal::bad(format!("invalid matcher: {e}")))
         });
         // Far ends of time match nothing; nearer ones keep arithmetic simple.
         let bounded = |ms: i64| ms.clamp(i64::MIN / 4, i64::MAX / 4);
