@@ -41,10 +41,10 @@ const WRITTEN: [&str; 3] = [
 /// Tenants whose metric families are remembered.
 const TENANTS_MAX: usize = 1000;
 
-/// What is remembered of a tenant that sends 1.0.
+/// What is remembered of a tenant.
 #[derive(Default)]
 struct Memory {
-    /// What its senders told of metric families, which they do apart from the samples.
+    /// What its senders of 1.0 told of metric families, which they do apart from the samples.
     families: RwLock<Families>,
     series: KnownSeries,
 }

@@ -34,6 +34,10 @@ impl Bits {
         self.0[i as usize / 64] |= 1 << (i % 64);
     }
 
+    fn clear(&mut self, i: u32) {
+        self.0[i as usize / 64] &= !(1 << (i % 64));
+    }
+
     fn has(&self, i: u32) -> bool {
         self.0[i as usize / 64] >> (i % 64) & 1 == 1
     }
@@ -150,21 +154,27 @@ impl LabelIndex {
         slots.take_while(|slot| (*slot as usize) < self.ids.len()).collect()
     }
 
-    /// Slots alive in the range that pass, ascending.
-    fn select(&self, tests: &[Test], range: TimeRange) -> Vec<Slot> {
-        let mut lives = self.lives(range);
+    /// Slots that pass, ascending, with some that are not alive on the days of `lives`.
+    fn passing(&self, tests: &[Test], lives: &Lives<'_>) -> Vec<Slot> {
         if lives.days.is_empty() {
             return Vec::new();
         }
         let (mut slots, rest) = match tests.split_first() {
             Some((first, rest)) if first.one_of => (self.union(&first.pairs, first.series), rest),
-            _ => (self.everything(&lives), tests),
+            _ => (self.everything(lives), tests),
         };
         for test in rest {
             let mut pairs = Bits::new(self.pairs.len());
             test.pairs.iter().for_each(|p| pairs.set(*p));
             slots.retain(|slot| self.pairs_of(*slot).iter().any(|p| pairs.has(*p)) == test.one_of);
         }
+        slots
+    }
+
+    /// Slots alive in the range that pass, ascending.
+    fn select(&self, tests: &[Test], range: TimeRange) -> Vec<Slot> {
+        let mut lives = self.lives(range);
+        let mut slots = self.passing(tests, &lives);
         slots.retain(|slot| lives.is_alive(*slot));
         slots
     }
@@ -234,12 +244,24 @@ impl LabelIndex {
             // Asked of the same label: no series needs to be looked at but for its life.
             [only] if only.name == name && only.one_of => self.alive_values(&only.pairs, range),
             _ => {
-                let mut seen = Bits::new(self.pairs.len());
-                for slot in self.select(&tests, range) {
-                    let pair = self.pairs_of(slot).iter().find(|p| self.pairs.name_of(**p) == name);
-                    pair.into_iter().for_each(|p| seen.set(*p));
+                // Only a series with a value that was not met yet is asked for its life: of many series few are.
+                let all = self.pairs.of_name(name);
+                let mut unmet = Bits::new(self.pairs.len());
+                all.iter().for_each(|p| unmet.set(*p));
+                let mut lives = self.lives(range);
+                let mut found = Vec::new();
+                for slot in self.passing(&tests, &lives) {
+                    if found.len() == all.len() {
+                        break;
+                    }
+                    if let Some(pair) = self.pairs_of(slot).iter().find(|p| unmet.has(**p))
+                        && lives.is_alive(slot)
+                    {
+                        unmet.clear(*pair);
+                        found.push(self.pairs.value_text(*pair));
+                    }
                 }
-                seen.numbers().into_iter().map(|p| self.pairs.value_text(p)).collect()
+                found
             }
         };
         values.sort_unstable();

@@ -16,7 +16,7 @@ use arrow::{
 use super::{
     pairs::Slot,
     rows::{StoredRows, StreamSpan},
-    series::{LabelIndex, SeriesText},
+    series::{LabelIndex, PAGE, SeriesText},
 };
 use crate::{
     AppendError,
@@ -90,11 +90,17 @@ impl Spans {
     /// Widens the lives of the series, which the index knows by now.
     pub fn enter(&self, index: &mut LabelIndex) {
         let same = self.numbering == index.numbering;
-        for s in &self.all {
-            match s.slot {
-                Some(slot) if same => index.touch_slot(s.day, slot, s.min, s.max),
-                _ => index.touch(s.day, s.id, s.min, s.max),
-            };
+        let page = |s: &Span| s.slot.filter(|_| same).map(|slot| slot / PAGE as u32);
+        for spans in self.all.chunk_by(|a, b| a.day == b.day && page(a) == page(b)) {
+            match page(&spans[0]) {
+                Some(page) => {
+                    let lives = spans.iter().filter_map(|s| Some((s.slot?, s.min, s.max)));
+                    index.touch_page(spans[0].day, page, lives);
+                }
+                None => spans.iter().for_each(|s| {
+                    index.touch(s.day, s.id, s.min, s.max);
+                }),
+            }
         }
     }
 }
@@ -115,8 +121,9 @@ pub(crate) fn new_series(
     // Of what is new; few, and each once, however its points are spread over the batch.
     let mut rows: BTreeMap<(u32, u32, i64), (i64, i64)> = BTreeMap::new();
     spans.numbering = index.numbering;
+    let mut known = index.cursor();
     for span in &mut spans.all {
-        let known = index.entry(span.day, span.id);
+        let known = known.entry(span.day, span.id);
         span.slot = known.map(|k| k.slot);
         let Some((b, row)) = row_of.get(&span.id).copied() else {
             if known.is_none() {

@@ -48,7 +48,7 @@ pub(super) struct Life {
 pub(super) const NO_TEXT: u32 = u32::MAX;
 
 /// Slots of one page of a day.
-pub(super) const PAGE: usize = 64;
+pub(crate) const PAGE: usize = 64;
 
 /// One life for each of [`PAGE`] slots.
 pub(super) type Page = [Life; PAGE];
@@ -58,6 +58,11 @@ const UNKNOWN: Life = Life { min_ts: i64::MAX, max_ts: i64::MIN, text: NO_TEXT }
 impl Life {
     pub fn is_known(&self) -> bool {
         self.min_ts <= self.max_ts
+    }
+
+    fn widen(&mut self, min_ts: i64, max_ts: i64) {
+        self.min_ts = self.min_ts.min(min_ts);
+        self.max_ts = self.max_ts.max(max_ts);
     }
 }
 
@@ -114,15 +119,58 @@ pub(crate) struct Known<'a> {
     pub text: Option<&'a SeriesText>,
 }
 
+/// Looks one series up after the other, of one day or few. Senders send them in much the same order again and again, so the one
+/// behind the last is looked at first: a million of them are too many for any cache when each is looked up by its hash.
+pub(crate) struct Cursor<'a> {
+    index: &'a LabelIndex,
+    next: Slot,
+    day: Option<(i64, Option<&'a DayIndex>)>,
+    page: Option<(u32, Option<&'a Page>)>,
+}
+
+impl<'a> Cursor<'a> {
+    /// As [`LabelIndex::entry`].
+    pub fn entry(&mut self, day: i64, id: i64) -> Option<Known<'a>> {
+        let index = self.index;
+        let slot = match index.ids.get(self.next as usize) {
+            Some(likely) if *likely == id => self.next,
+            _ => *index.slots.get(&id)?,
+        };
+        self.next = slot + 1;
+        let lives = match self.day {
+            Some((last, lives)) if last == day => lives,
+            _ => {
+                self.page = None;
+                self.day.insert((day, index.days.get(&day))).1
+            }
+        };
+        let number = slot / PAGE as u32;
+        let page = match self.page {
+            Some((last, page)) if last == number => page,
+            _ => self.page.insert((number, lives?.pages.get(&number).map(|p| &**p))).1,
+        };
+        let life = Some(&page?[slot as usize % PAGE]).filter(|life| life.is_known())?;
+        index.known(day, id, slot, life)
+    }
+}
+
 impl LabelIndex {
-    /// What is known of a series, for those who append to it: nothing of one that a delete may be about to remove.
-    pub fn entry(&self, day: i64, id: i64) -> Option<Known<'_>> {
-        let slot = *self.slots.get(&id)?;
-        let life = self.days.get(&day)?.life(slot)?;
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { index: self, next: 0, day: None, page: None }
+    }
+
+    fn known(&self, day: i64, id: i64, slot: Slot, life: &Life) -> Option<Known<'_>> {
         if !self.doomed.is_empty() && self.doomed.contains(&(day, id)) {
             return None;
         }
         Some(Known { slot, text: self.text(life.text).map(Arc::as_ref) })
+    }
+
+    /// What is known of a series, for those who append to it: nothing of one that a delete may be about to remove.
+    pub fn entry(&self, day: i64, id: i64) -> Option<Known<'_>> {
+        let slot = *self.slots.get(&id)?;
+        let life = self.days.get(&day)?.life(slot)?;
+        self.known(day, id, slot, life)
     }
 
     /// Labels of an id that was met on any day.
@@ -164,15 +212,24 @@ impl LabelIndex {
         self.slots.get(&id).copied().is_some_and(|slot| self.touch_slot(day, slot, min_ts, max_ts))
     }
 
-    /// As [`LabelIndex::touch`] for a slot of the present numbering.
-    pub fn touch_slot(&mut self, day: i64, slot: Slot, min_ts: i64, max_ts: i64) -> bool {
+    fn touch_slot(&mut self, day: i64, slot: Slot, min_ts: i64, max_ts: i64) -> bool {
         match self.days.get_mut(&day).and_then(|d| d.life_mut(slot)) {
             Some(life) => {
-                life.min_ts = life.min_ts.min(min_ts);
-                life.max_ts = life.max_ts.max(max_ts);
+                life.widen(min_ts, max_ts);
                 true
             }
             None => false,
+        }
+    }
+
+    /// As [`LabelIndex::touch`] for many slots (of the present numbering) of one page of a day: slot, first and last time.
+    pub fn touch_page(&mut self, day: i64, page: u32, lives: impl Iterator<Item = (Slot, i64, i64)>) {
+        let Some(known) = self.days.get_mut(&day).and_then(|d| d.pages.get_mut(&page)) else { return };
+        for (slot, min_ts, max_ts) in lives {
+            let life = &mut known[slot as usize % PAGE];
+            if life.is_known() {
+                life.widen(min_ts, max_ts);
+            }
         }
     }
 

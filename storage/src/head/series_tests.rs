@@ -132,6 +132,15 @@ proptest! {
             let values: BTreeSet<&str> = ids.iter().filter_map(|id| sets[id].get(name)).collect();
             prop_assert_eq!(index.find_values(name, &matchers, range), values.into_iter().collect::<Vec<_>>());
         }
+        // One after the other, in order of slots and in any other.
+        let mut cursor = index.cursor();
+        let slots: Vec<i64> = index.ids.clone();
+        let asked = (-1..5).flat_map(|day| slots.iter().map(move |id| (day, *id)));
+        for (day, id) in asked.chain(sets.keys().flat_map(|id| (-1..5).map(move |day| (day, *id)))) {
+            let slot = cursor.entry(day, id).map(|k| k.slot);
+            prop_assert_eq!(slot.is_some(), lives.contains_key(&(day, id)));
+            prop_assert_eq!(slot, index.entry(day, id).map(|k| k.slot));
+        }
         // Slots and lives go on where they were.
         for ((day, id), (min, max)) in &lives {
             prop_assert!(index.touch(*day, *id, *min, *max));

@@ -8,8 +8,8 @@ use std::{
 
 use arrow::{
     array::{
-        ArrayRef, BinaryBuilder, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, ListBuilder,
-        RecordBatch, StringBuilder, StringDictionaryBuilder, TimestampNanosecondBuilder,
+        ArrayBuilder as _, ArrayRef, BinaryBuilder, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder,
+        ListBuilder, RecordBatch, StringBuilder, StringDictionaryBuilder, TimestampNanosecondBuilder,
     },
     datatypes::Int32Type,
 };
@@ -345,6 +345,7 @@ pub struct MetricBatchBuilder {
     s_origin: DictBuilder,
     id: Vec<i64>,
     ts_ms: Vec<i64>,
+    /// As far as there are any.
     start_ms: Int64Builder,
     value: Vec<f64>,
     h: HistogramColumns,
@@ -445,16 +446,33 @@ impl MetricBatchBuilder {
         self.touch(id, ts_ms);
         self.id.push(id);
         self.ts_ms.push(ts_ms);
-        self.start_ms.append_option(start_ms);
         self.value.push(value);
+        self.started(start_ms);
+    }
+
+    /// Makes room for so many samples more.
+    pub fn reserve_samples(&mut self, n: usize) {
+        self.id.reserve_exact(n);
+        self.ts_ms.reserve_exact(n);
+        self.value.reserve_exact(n);
     }
 
     /// Adds a sample to a series that the store knows, which is not declared.
-    pub fn sample_of_known(&mut self, id: i64, ts_ms: i64, value: f64) {
+    #[inline]
+    pub fn sample_of_known(&mut self, id: i64, ts_ms: i64, start_ms: Option<i64>, value: f64) {
         self.id.push(id);
         self.ts_ms.push(ts_ms);
-        self.start_ms.append_null();
         self.value.push(value);
+        self.started(start_ms);
+    }
+
+    /// Start of the sample that was just added. Few have one.
+    #[inline]
+    fn started(&mut self, start_ms: Option<i64>) {
+        if start_ms.is_some() {
+            self.start_ms.append_nulls(self.id.len() - 1 - self.start_ms.len());
+            self.start_ms.append_option(start_ms);
+        }
     }
 
     /// Adds a histogram to a declared series. Panics if `id` was not declared.
@@ -513,6 +531,13 @@ impl MetricBatchBuilder {
         let build = |table, columns: Vec<ArrayRef>| {
             RecordBatch::try_new(schema::input(table), columns).expect("builder columns follow the metric schemas")
         };
+        let starts = match self.start_ms.is_empty() {
+            true => arrow::array::new_null_array(&arrow::datatypes::DataType::Int64, self.id.len()),
+            false => {
+                self.start_ms.append_nulls(self.id.len() - self.start_ms.len());
+                Arc::new(self.start_ms.finish())
+            }
+        };
         let h = &mut self.h;
         MetricBatch {
             series: build(
@@ -536,7 +561,7 @@ impl MetricBatchBuilder {
                 vec![
                     Arc::new(arrow::array::Int64Array::from(std::mem::take(&mut self.id))),
                     Arc::new(arrow::array::Int64Array::from(std::mem::take(&mut self.ts_ms))),
-                    Arc::new(self.start_ms.finish()),
+                    starts,
                     Arc::new(arrow::array::Float64Array::from(std::mem::take(&mut self.value))),
                 ],
             ),

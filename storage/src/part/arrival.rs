@@ -33,6 +33,7 @@ pub(super) fn ranks(batches: &[RecordBatch], order: &[Position]) -> Option<Vec<u
     if !tied.values().any(|s| s.unordered) {
         return None;
     }
+    let times: Vec<&[i64]> = batches.iter().map(|b| int(b, "ts")).collect();
     let stream_of = |p: &Position| streams[p.batch as usize][p.row as usize];
     let mut out = vec![0; order.len()];
     let mut at = 0;
@@ -40,7 +41,7 @@ pub(super) fn ranks(batches: &[RecordBatch], order: &[Position]) -> Option<Vec<u
         let stream = stream_of(&order[at]);
         let n = order[at..].iter().take_while(|p| stream_of(p) == stream).count();
         if tied.get(&stream).is_some_and(|s| s.unordered) {
-            rank_stream(&order[at..at + n], &mut out[at..at + n]);
+            rank_stream(&times, &order[at..at + n], &mut out[at..at + n]);
         }
         at += n;
     }
@@ -67,15 +68,16 @@ fn unordered(batches: &[RecordBatch], streams: &[&[i64]]) -> MixedMap<i64, Seen>
     out
 }
 
-fn rank_stream(rows: &[Position], ranks: &mut [u32]) {
+fn rank_stream(times: &[&[i64]], rows: &[Position], ranks: &mut [u32]) {
+    let ts = |p: &Position| times[p.batch as usize][p.row as usize];
     let mut by_arrival: Vec<u32> = (0..rows.len() as u32).collect();
     by_arrival.sort_unstable_by_key(|i| {
         let p = &rows[*i as usize];
-        (p.ts, p.batch, p.row)
+        (ts(p), p.batch, p.row)
     });
     let mut rank = 0;
     for pair in by_arrival.windows(2) {
-        let same = rows[pair[0] as usize].ts == rows[pair[1] as usize].ts;
+        let same = ts(&rows[pair[0] as usize]) == ts(&rows[pair[1] as usize]);
         rank = if same { rank + 1 } else { 0 };
         ranks[pair[1] as usize] = rank;
     }

@@ -10,6 +10,7 @@ use arrow::{
         Array, ArrayRef, AsArray, Float64Array, Int8Array, Int16Array, Int64Array, ListArray, RecordBatch,
         RecordBatchOptions, TimestampMicrosecondArray, TimestampNanosecondArray, new_null_array,
     },
+    buffer::NullBuffer,
     compute::cast,
     datatypes::{
         DataType, Field, Float64Type, Int8Type, Int16Type, Int64Type, Schema, SchemaRef, TimeUnit,
@@ -126,7 +127,7 @@ pub(super) fn to_disk(table: Table, batch: &RecordBatch) -> Result<RecordBatch, 
                 let (i, e, v) = split_values(ids.values(), column.as_primitive::<Float64Type>().values());
                 out.push(Arc::new(i));
                 out.push(Arc::new(e));
-                out.push(Arc::new(v));
+                out.push(v);
             }
             _ => out.push(column.clone()),
         }
@@ -135,31 +136,46 @@ pub(super) fn to_disk(table: Table, batch: &RecordBatch) -> Result<RecordBatch, 
 }
 
 /// `series`: [n] sorted ids. `values`: [n].
-fn split_values(series: &[i64], values: &[f64]) -> (Int64Array, Int8Array, Float64Array) {
+fn split_values(series: &[i64], values: &[f64]) -> (Int64Array, Int8Array, ArrayRef) {
     let mut integers = Vec::with_capacity(values.len());
     let mut exponents = Vec::with_capacity(values.len());
-    let mut doubles = Vec::with_capacity(values.len());
-    let mut at = 0;
-    while at < values.len() {
-        let n = series[at..].iter().take_while(|s| **s == series[at]).count();
-        let run = &values[at..at + n];
-        let exponent = exponent_of(run);
-        for v in run {
-            match exponent.and_then(|e| decimal(*v, e)) {
-                Some(i) => {
-                    integers.push(Some(i));
-                    doubles.push(None);
+    // Rows without an integer, which few parts have any of.
+    let mut others = Vec::new();
+    for ids in series.chunk_by(|a, b| a == b) {
+        let at = integers.len();
+        let run = &values[at..at + ids.len()];
+        integers.extend(run.iter().map_while(|v| integer(*v)));
+        let mut exponent = Some(0);
+        if integers.len() < at + run.len() {
+            integers.truncate(at);
+            exponent = exponent_of(run);
+            for v in run {
+                let decimal = exponent.and_then(|e| decimal(*v, e));
+                if decimal.is_none() {
+                    others.push(integers.len());
                 }
-                None => {
-                    integers.push(None);
-                    doubles.push(Some(*v));
-                }
+                integers.push(decimal.unwrap_or(0));
             }
         }
-        exponents.resize(at + n, exponent.unwrap_or(0) as i8);
-        at += n;
+        exponents.resize(at + run.len(), exponent.unwrap_or(0) as i8);
     }
-    (integers.into(), exponents.into(), doubles.into())
+    if others.is_empty() {
+        let none = new_null_array(&DataType::Float64, values.len());
+        return (integers.into(), exponents.into(), none);
+    }
+    let mut other = vec![false; values.len()];
+    others.iter().for_each(|at| other[*at] = true);
+    let doubles = values.iter().zip(&other).map(|(v, other)| if *other { *v } else { 0.0 }).collect::<Vec<_>>();
+    let is_double = NullBuffer::from(other);
+    let is_integer = NullBuffer::new(!is_double.inner());
+    let doubles = Float64Array::new(doubles.into(), Some(is_double));
+    (Int64Array::new(integers.into(), Some(is_integer)), exponents.into(), Arc::new(doubles))
+}
+
+/// What [`decimal`] gives at exponent 0, for less.
+fn integer(v: f64) -> Option<i64> {
+    let i = v as i64;
+    ((i as f64).to_bits() == v.to_bits() && i.unsigned_abs() < INTEGER_END as u64).then_some(i)
 }
 
 /// NaN, infinities and -0.0 are never decimal, and do not keep the rest of their series from being so.
@@ -289,6 +305,7 @@ mod tests {
 
     fn round_trip(series: &[i64], values: &[f64]) -> (Vec<Option<i64>>, Vec<i8>) {
         let (i, e, f) = split_values(series, values);
+        let f = f.as_primitive::<Float64Type>();
         for (k, value) in values.iter().enumerate() {
             assert_ne!(i.is_valid(k), f.is_valid(k));
             let back = if f.is_valid(k) { f.value(k) } else { i.value(k) as f64 / 10f64.powi(i32::from(e.value(k))) };

@@ -3,15 +3,15 @@
 //! Low-cardinality dictionaries are first mapped to one dictionary for all batches, hashing only distinct values, so that
 //! a row costs one key.
 
-use std::sync::Arc;
+use std::{cell::LazyCell, sync::Arc};
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, DictionaryArray, Int32Array, RecordBatch, StringArray, StringBuilder, UInt32Array,
-        new_null_array,
+        Array, ArrayRef, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+        StringBuilder, UInt32Array, new_null_array,
     },
     compute::{concat, interleave, take},
-    datatypes::{DataType, Int32Type, SchemaRef},
+    datatypes::{DataType, Float64Type, Int32Type, Int64Type, SchemaRef},
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -32,7 +32,10 @@ pub(super) struct Gather<'a> {
 enum Column<'a> {
     /// Null in every row.
     Null(DataType),
-    /// Numbers: joined, since copying them is cheap.
+    /// Numbers, none of them null: copied from where they are.
+    Integers(Vec<&'a [i64]>),
+    Doubles(Vec<&'a [f64]>),
+    /// Other numbers: joined, since copying them is cheap.
     Joined(ArrayRef),
     Dictionary {
         keys: Int32Array,
@@ -63,9 +66,9 @@ impl<'a> Gather<'a> {
 
     /// The rows at `order`, in that order.
     pub(super) fn rows(&self, order: &[Position]) -> Result<RecordBatch, PartError> {
-        let indexes: UInt32Array = order.iter().map(|p| self.bases[p.batch as usize] + p.row).collect();
-        let places: Vec<(usize, usize)> = order.iter().map(|p| (p.batch as usize, p.row as usize)).collect();
-        let columns = self.columns.iter().map(|c| c.rows(&indexes, &places)).collect::<Result<_, _>>()?;
+        let indexes = LazyCell::new(|| order.iter().map(|p| self.bases[p.batch as usize] + p.row).collect());
+        let places = LazyCell::new(|| order.iter().map(|p| (p.batch as usize, p.row as usize)).collect());
+        let columns = self.columns.iter().map(|c| c.rows(order, &indexes, &places)).collect::<Result<_, _>>()?;
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }
 }
@@ -77,6 +80,7 @@ fn too_many() -> PartError {
 impl<'a> Column<'a> {
     fn new(arrays: Vec<&'a ArrayRef>, rows: usize) -> Result<Self, PartError> {
         let kind = arrays[0].data_type();
+        let whole = arrays.iter().all(|a| a.null_count() == 0);
         if rows > 0 && arrays.iter().all(|a| a.null_count() == a.len()) {
             return Ok(Column::Null(kind.clone()));
         }
@@ -91,22 +95,40 @@ impl<'a> Column<'a> {
             DataType::Utf8 | DataType::Binary | DataType::List(_) => {
                 Column::Rows(arrays.iter().copied().map(|a| &**a).collect())
             }
+            DataType::Int64 if whole => {
+                Column::Integers(arrays.iter().map(|a| &**a.as_primitive::<Int64Type>().values()).collect())
+            }
+            DataType::Float64 if whole => {
+                Column::Doubles(arrays.iter().map(|a| &**a.as_primitive::<Float64Type>().values()).collect())
+            }
             _ => Column::Joined(concat(&arrays.iter().map(|a| a.as_ref()).collect::<Vec<_>>())?),
         })
     }
 
-    fn rows(&self, indexes: &UInt32Array, places: &[(usize, usize)]) -> Result<ArrayRef, PartError> {
+    /// `indexes` and `places`: the rows of `order`, counted through all batches, and with their batch.
+    fn rows(
+        &self,
+        order: &[Position],
+        indexes: &LazyCell<UInt32Array, impl FnOnce() -> UInt32Array>,
+        places: &LazyCell<Vec<(usize, usize)>, impl FnOnce() -> Vec<(usize, usize)>>,
+    ) -> Result<ArrayRef, PartError> {
         Ok(match self {
-            Column::Null(kind) => new_null_array(kind, places.len()),
-            Column::Joined(a) => take(a, indexes, None)?,
+            Column::Null(kind) => new_null_array(kind, order.len()),
+            Column::Integers(from) => Arc::new(Int64Array::from(pick(from, order))),
+            Column::Doubles(from) => Arc::new(Float64Array::from(pick(from, order))),
+            Column::Joined(a) => take(a, &**indexes, None)?,
             Column::Dictionary { keys, values } => {
-                let keys = take(keys, indexes, None)?;
+                let keys = take(keys, &**indexes, None)?;
                 Arc::new(DictionaryArray::try_new(keys.as_primitive::<Int32Type>().clone(), values.clone())?)
             }
             Column::DictionaryRows(arrays) => dictionary_rows(arrays, places)?,
             Column::Rows(arrays) => interleave(arrays, places)?,
         })
     }
+}
+
+fn pick<T: Copy>(from: &[&[T]], order: &[Position]) -> Vec<T> {
+    order.iter().map(|p| from[p.batch as usize][p.row as usize]).collect()
 }
 
 /// Keys of all rows into one list of distinct values; `None` if that list is too large to be worth it.

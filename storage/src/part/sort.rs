@@ -12,10 +12,9 @@ use arrow::{
 
 use crate::model::Table;
 
-/// One row: which batch, which row of it, and the event time it is sorted by.
+/// One row: which batch, and which row of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Position {
-    pub(super) ts: i64,
     pub(super) batch: u32,
     pub(super) row: u32,
 }
@@ -50,7 +49,8 @@ impl Hasher for Mixed {
 
 pub(crate) type MixedMap<K, V> = HashMap<K, V, BuildHasherDefault<Mixed>>;
 
-/// Rows of `batches` (stored schema, in commit order) in the table's sort order; rows of equal key in commit order.
+/// Rows of `batches` (stored schema, in commit order) in the table's sort order; rows of equal key in commit order. Not for
+/// more rows than a `u32` counts.
 pub(super) fn order(table: Table, batches: &[RecordBatch]) -> Vec<Position> {
     match table {
         Table::Spans => spans(batches),
@@ -68,62 +68,136 @@ pub(super) fn int<'a>(batch: &'a RecordBatch, name: &str) -> &'a [i64] {
     }
 }
 
+/// Rows of one key.
+struct Group {
+    key: (i64, i64),
+    /// Of the row met last.
+    latest: i64,
+    rows: u32,
+    /// Where its next row goes.
+    place: u32,
+}
+
+/// Groups in order of first appearance, found by key.
+///
+/// With a million series there are few rows of each, and to look each row's group up in memory is what costs. So the group
+/// behind that of the row before is looked at first: senders repeat their order. Else groups are looked up in a table of
+/// their numbers, the smallest there can be.
+#[derive(Default)]
+struct Groups {
+    all: Vec<Group>,
+    /// Open addressing, at most half full; [`FREE`] or a place in `all`.
+    table: Vec<u32>,
+    last: usize,
+}
+
+const FREE: u32 = u32::MAX;
+
+impl Groups {
+    /// Number of the group with this key.
+    #[inline]
+    fn of(&mut self, key: (i64, i64)) -> usize {
+        for likely in [self.last, self.last + 1] {
+            if self.all.get(likely).is_some_and(|g| g.key == key) {
+                self.last = likely;
+                return likely;
+            }
+        }
+        self.last = self.find(key);
+        self.last
+    }
+
+    fn find(&mut self, key: (i64, i64)) -> usize {
+        if self.all.len() * 2 >= self.table.len() {
+            self.grow();
+        }
+        let mask = self.table.len() - 1;
+        let mut at = Self::hash(key) & mask;
+        loop {
+            match self.table[at] {
+                FREE => break,
+                g if self.all[g as usize].key == key => return g as usize,
+                _ => at = (at + 1) & mask,
+            }
+        }
+        self.table[at] = self.all.len() as u32;
+        self.all.push(Group { key, latest: i64::MIN, rows: 0, place: 0 });
+        self.all.len() - 1
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let len = (self.table.len() * 4).max(1024);
+        self.table.clear();
+        self.table.resize(len, FREE);
+        for (g, group) in self.all.iter().enumerate() {
+            let mut at = Self::hash(group.key) & (len - 1);
+            while self.table[at] != FREE {
+                at = (at + 1) & (len - 1);
+            }
+            self.table[at] = g as u32;
+        }
+    }
+
+    /// Low bits are good.
+    fn hash((major, minor): (i64, i64)) -> usize {
+        let mut hasher = Mixed::default();
+        hasher.write_i64(major);
+        hasher.write_i64(minor);
+        (hasher.finish() >> 32) as usize
+    }
+}
+
 /// Counting sort by group, then by time within each group that is not in time order already.
 fn grouped<'a>(
     batches: &'a [RecordBatch],
     key: impl Fn(&'a RecordBatch) -> (&'a [i64], &'a [i64]),
     time: &str,
 ) -> Vec<Position> {
-    // Group of every row, in order of first appearance.
     let total = batches.iter().map(RecordBatch::num_rows).sum();
+    let times: Vec<&[i64]> = batches.iter().map(|b| if time.is_empty() { &[] } else { int(b, time) }).collect();
     let mut group_of: Vec<u32> = Vec::with_capacity(total);
-    let mut groups: MixedMap<(i64, i64), u32> = MixedMap::default();
-    let mut keys: Vec<(i64, i64)> = Vec::new();
-    let mut counts: Vec<usize> = Vec::new();
-    for b in batches {
+    let mut groups = Groups::default();
+    let mut unordered: Vec<u32> = Vec::new();
+    for (b, times) in batches.iter().zip(&times) {
         let (major, minor) = key(b);
-        let mut last = None;
         for (i, first) in major.iter().enumerate() {
-            let k = (*first, minor.get(i).copied().unwrap_or(0));
-            let g = match last {
-                Some((seen, g)) if seen == k => g,
-                _ => *groups.entry(k).or_insert_with(|| {
-                    keys.push(k);
-                    counts.push(0);
-                    keys.len() as u32 - 1
-                }),
-            };
-            last = Some((k, g));
-            counts[g as usize] += 1;
-            group_of.push(g);
+            let g = groups.of((*first, minor.get(i).copied().unwrap_or(0)));
+            let group = &mut groups.all[g];
+            group.rows += 1;
+            let ts = times.get(i).copied().unwrap_or(0);
+            if ts < group.latest && unordered.last() != Some(&(g as u32)) {
+                unordered.push(g as u32);
+            }
+            group.latest = ts;
+            group_of.push(g as u32);
         }
     }
-    // Where each group starts in the result.
-    let mut sorted: Vec<u32> = (0..keys.len() as u32).collect();
-    sorted.sort_unstable_by_key(|g| keys[*g as usize]);
-    let mut starts = vec![0; keys.len()];
-    let mut at = 0;
-    for g in &sorted {
-        starts[*g as usize] = at;
-        at += counts[*g as usize];
+    let Groups { all: mut groups, .. } = groups;
+    let mut sorted: Vec<(i64, u32)> = groups.iter().zip(0..).map(|(g, number)| (g.key.0, number)).collect();
+    let minor = |g: u32| groups[g as usize].key.1;
+    sorted.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| minor(a.1).cmp(&minor(b.1))));
+    let mut place = 0;
+    for (_, g) in sorted {
+        let group = &mut groups[g as usize];
+        group.place = place;
+        place += group.rows;
     }
-    let mut next = starts.clone();
-    let mut out = vec![Position { ts: 0, batch: 0, row: 0 }; total];
-    let mut groups = group_of.into_iter();
+    let mut out = vec![Position { batch: 0, row: 0 }; total];
+    let mut group_of = group_of.into_iter();
     for (batch, b) in batches.iter().enumerate() {
-        let times = if time.is_empty() { &[] } else { int(b, time) };
-        for (row, g) in groups.by_ref().take(b.num_rows()).enumerate() {
-            let place = &mut next[g as usize];
-            let ts = times.get(row).copied().unwrap_or(0);
-            out[*place] = Position { ts, batch: batch as u32, row: row as u32 };
+        for (row, g) in group_of.by_ref().take(b.num_rows()).enumerate() {
+            let place = &mut groups[g as usize].place;
+            out[*place as usize] = Position { batch: batch as u32, row: row as u32 };
             *place += 1;
         }
     }
-    for g in sorted {
-        let run = &mut out[starts[g as usize]..][..counts[g as usize]];
-        if !run.is_sorted_by_key(|p| p.ts) {
-            run.sort_by_key(|p| p.ts);
-        }
+    unordered.sort_unstable();
+    unordered.dedup();
+    for g in unordered {
+        let group = &groups[g as usize];
+        let rows = &mut out[(group.place - group.rows) as usize..group.place as usize];
+        rows.sort_by_cached_key(|p| times[p.batch as usize][p.row as usize]);
     }
     out
 }
@@ -145,8 +219,8 @@ fn spans(batches: &[RecordBatch]) -> Vec<Position> {
             prefix[..n].copy_from_slice(&trace[..n]);
             // `None` is before every number.
             let left = nested.is_valid(row).then(|| nested.value(row));
-            let position = Position { ts: *ts, batch: batch as u32, row: row as u32 };
-            keys.push((u128::from_be_bytes(prefix), left, position));
+            let position = Position { batch: batch as u32, row: row as u32 };
+            keys.push((u128::from_be_bytes(prefix), left, position, *ts));
         }
     }
     keys.sort_unstable_by(|a, b| {
@@ -157,7 +231,47 @@ fn spans(batches: &[RecordBatch]) -> Vec<Position> {
                 if x.len() == 16 && y.len() == 16 { std::cmp::Ordering::Equal } else { x.cmp(y) }
             })
             .then_with(|| a.1.cmp(&b.1))
-            .then_with(|| (a.2.ts, a.2.batch, a.2.row).cmp(&(b.2.ts, b.2.batch, b.2.row)))
+            .then_with(|| (a.3, a.2.batch, a.2.row).cmp(&(b.3, b.2.batch, b.2.row)))
     });
     keys.into_iter().map(|k| k.2).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Labels, MetricBatchBuilder};
+
+    proptest! {
+        #[test]
+        fn rows_are_sorted_by_series_and_time_and_else_as_they_came(
+            rows in proptest::collection::vec((0..900i64, 0..6i64), 0..3000),
+            repeated in any::<bool>(),
+            cut in 1..700usize,
+        ) {
+            let mut rows = rows;
+            if repeated {
+                rows.sort_by_key(|(series, ts)| (*ts, *series));
+            }
+            let mut builder = MetricBatchBuilder::new();
+            let ids: Vec<i64> = (0..900)
+                .map(|i| Labels::from_pairs([("__name__", "m"), ("i", &i.to_string())]).id())
+                .collect();
+            let batches: Vec<RecordBatch> = rows
+                .chunks(cut)
+                .map(|rows| {
+                    for (series, ts) in rows {
+                        builder.sample_of_known(ids[*series as usize], *ts, None, 0.0);
+                    }
+                    builder.finish().samples
+                })
+                .collect();
+            let found = order(Table::MetricSamples, &batches);
+            let mut wanted: Vec<usize> = (0..rows.len()).collect();
+            wanted.sort_by_key(|i| (ids[rows[*i].0 as usize], rows[*i].1));
+            let found: Vec<usize> = found.iter().map(|p| p.batch as usize * cut + p.row as usize).collect();
+            prop_assert_eq!(found, wanted);
+        }
+    }
 }

@@ -62,9 +62,9 @@ pub fn write_part<W: Write + Send>(
     let untemplated = if table == Table::Logs { untemplated::without_templates(rows) } else { None };
     let rows = untemplated.as_deref().unwrap_or(rows);
     if !rows.is_empty() {
+        let gather = Gather::new(rows)?;
         let order = sort::order(table, rows);
         let ranks = if fresh { arrival::ranks(rows, &order) } else { None };
-        let gather = Gather::new(rows)?;
         let mut distinct = (table == Table::MetricExemplars).then(Distinct::default);
         for (i, piece) in order.chunks(GATHER_ROWS).enumerate() {
             let mut batch = gather.rows(piece)?;

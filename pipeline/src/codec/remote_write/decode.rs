@@ -1,5 +1,7 @@
 //! A request to batches.
 
+mod fast;
+
 use std::collections::HashMap;
 
 use storage::model::{MetricBatchBuilder, batch::SeriesMeta, json::write_string};
@@ -8,7 +10,7 @@ use super::{
     Families, Family, Version,
     families::HELP_BYTES_MAX,
     histogram::{self, GAPS_MAX, varint},
-    known::{Declared, KnownSeries, LabelsHash, Look, day_of},
+    known::{Declared, KnownSeries, LabelsHash, Look, Series, day_of},
     type_name,
 };
 use crate::{
@@ -80,6 +82,8 @@ struct Decoder<'a, 'l> {
     known: &'l Families,
     own: HashMap<&'l str, &'l Family>,
     symbols: Vec<Option<&'a str>>,
+    /// Hashes of the symbols' bytes, where they were asked for.
+    symbol_hashes: Vec<Option<LabelsHash>>,
     labels: Vec<(&'a str, &'a str)>,
     refs: Vec<u32>,
     /// Canonical JSON of the series' labels.
@@ -87,15 +91,21 @@ struct Decoder<'a, 'l> {
     rows: MetricBatchBuilder,
     gaps: usize,
     met: u64,
-    /// Known series (1.0), and the labels' hash of the present one.
+    /// Known series, the place of the one that is likely to come, and what will be known of the present one, but for its id.
     store_has: Option<Look<'l>>,
-    hash: Option<LabelsHash>,
-    /// Time and value of the samples of a known series.
-    samples: Vec<(i64, f64)>,
+    next: usize,
+    present: Option<Series>,
+    /// Of a known series.
+    samples: Vec<Sample>,
+    /// What stands for the labels of a 2.0 series.
+    label_hashes: Vec<u8>,
     out: Write,
 }
 
 type Refusal = (Reason, String);
+
+/// Time, ms, value, and start, ms (0: none).
+type Sample = (i64, f64, i64);
 
 /// `body`: the message. `now`: nanoseconds since the epoch. `known`: families told by earlier requests (1.0).
 pub fn decode(
@@ -108,7 +118,7 @@ pub fn decode(
     decode_known(body, version, limits, now, known, None)
 }
 
-/// As [`decode`], for what goes straight into the store: samples of series in `store_has` come without their labels (1.0).
+/// As [`decode`], for what goes straight into the store: samples of series in `store_has` come without their labels.
 pub fn decode_known(
     body: &[u8],
     version: Version,
@@ -117,10 +127,11 @@ pub fn decode_known(
     known: &Families,
     store_has: Option<&KnownSeries>,
 ) -> Result<Write, Malformed> {
-    let (mut told, mut symbols) = (Vec::new(), Vec::new());
+    let (mut told, mut symbols, mut count) = (Vec::new(), Vec::new(), 0);
     let mut r = Reader::new(body);
     while let Some((number, wire)) = r.field()? {
         match (version, number) {
+            (Version::V1, 1) | (Version::V2, 5) => count += 1,
             (Version::V1, 3) if told.len() < FAMILIES_TOLD_MAX => told.extend(family(wire.bytes()?)?),
             (Version::V2, 4) => {
                 if symbols.len() == SYMBOLS_MAX {
@@ -135,7 +146,7 @@ pub fn decode_known(
         return Err(Malformed("the first symbol is not the empty string".to_owned()));
     }
     let bounds = TimeBounds::new(limits, now);
-    let store_has = store_has.filter(|_| version == Version::V1).map(KnownSeries::look);
+    let store_has = store_has.map(KnownSeries::look);
     let declared = store_has.as_ref().map(Look::declares).unwrap_or_default();
     let mut d = Decoder {
         version,
@@ -145,6 +156,7 @@ pub fn decode_known(
         newest: bounds.newest.div_euclid(1_000_000),
         known,
         own: told.iter().map(|(n, f): &(String, Family)| (n.as_str(), f)).collect(),
+        symbol_hashes: vec![None; symbols.len()],
         symbols,
         labels: Vec::new(),
         refs: Vec::new(),
@@ -153,10 +165,14 @@ pub fn decode_known(
         gaps: GAPS_MAX,
         met: 0,
         store_has,
-        hash: None,
+        next: 0,
+        present: None,
         samples: Vec::new(),
+        label_hashes: Vec::new(),
         out: Write { declared, ..Write::default() },
     };
+    // Mostly one sample a series; a field that is no series takes two bytes at least.
+    d.rows.reserve_samples(count.min(limits.batch_rows_max));
     let series = if version == Version::V1 { 1 } else { 5 };
     let mut r = Reader::new(body);
     while let Some((number, wire)) = r.field()? {
@@ -223,54 +239,14 @@ impl<'a> Decoder<'a, '_> {
         clip(out, SHOWN_BYTES_MAX)
     }
 
-    /// Takes the samples of a series that the store knows. `false`: it is not known, or there is more to it than samples of
-    /// today that may be taken.
-    #[inline]
-    fn known(&mut self, bytes: &'a [u8]) -> Result<bool, Malformed> {
-        self.hash = None;
-        let Some(store_has) = &self.store_has else { return Ok(false) };
-        let mut r = Reader::new(bytes);
-        let rest = loop {
-            let before = r;
-            match r.field()? {
-                Some((1, _)) => {}
-                Some(_) => break before,
-                None => return Ok(false),
-            }
-        };
-        let hash = store_has.hash(&bytes[..bytes.len() - rest.len()]);
-        self.hash = Some(hash);
-        let Some(id) = store_has.id(hash) else { return Ok(false) };
-        self.samples.clear();
-        let mut r = rest;
-        while let Some((number, wire)) = r.field()? {
-            if number != 2 {
-                return Ok(false);
-            }
-            let (ms, value, _) = point(wire.bytes()?, false)?;
-            if ms < self.oldest || ms > self.newest || !store_has.is_of_day(ms) {
-                return Ok(false);
-            }
-            self.samples.push((ms, value));
-        }
-        let n = self.samples.len();
-        if (self.out.samples + self.out.histograms) as usize + n > self.limits.records_max {
-            return Ok(false);
-        }
-        for (ms, value) in &self.samples {
-            self.rows.sample_of_known(id, *ms, *value);
-        }
-        self.met += n as u64;
-        self.out.samples += n as u64;
-        self.out.of_known += n as u64;
-        if self.rows.len() >= self.limits.batch_rows_max {
-            self.flush();
-        }
-        Ok(true)
-    }
-
     fn series(&mut self, bytes: &'a [u8]) -> Result<(), Malformed> {
-        if self.known(bytes)? {
+        self.present = None;
+        let known = match (self.store_has.is_some(), self.version) {
+            (false, _) => false,
+            (true, Version::V1) => self.known_v1(bytes)?,
+            (true, Version::V2) => self.known_v2(bytes)?,
+        };
+        if known {
             return Ok(());
         }
         let (head, broken) = self.head(bytes)?;
@@ -308,6 +284,9 @@ impl<'a> Decoder<'a, '_> {
             let Some((number, wire)) = r.field()? else { break };
             if number != 1 && std::mem::take(&mut in_front) {
                 head.rest = before;
+            } else if number == 1 && !in_front {
+                // Labels that the hash is not of.
+                self.present = None;
             }
             match (self.version, number) {
                 (Version::V1, 1) => {
@@ -475,11 +454,11 @@ impl<'a> Decoder<'a, '_> {
             return Ok(());
         }
         if id.is_none()
-            && let Some(hash) = self.hash.take()
+            && let Some(present) = self.present.take()
         {
             // The day of its first sample; should others be of another day, the store has rows for both.
             let id = self.declared(head, id);
-            self.out.declared.push(hash, id, day_of(ms));
+            self.out.declared.push(Series { id, ..present }, day_of(ms));
         }
         let id = self.declared(head, id);
         self.rows.sample(id, ms, Some(start).filter(|s| *s != 0).or(head.created), value);
@@ -650,9 +629,9 @@ impl<'a> Decoder<'a, '_> {
     }
 }
 
-/// Time, value and start (0: none; only `with_start`) of a `Sample`.
+/// A `Sample`; its start only `with_start`.
 #[inline]
-fn point(bytes: &[u8], with_start: bool) -> Result<(i64, f64, i64), Malformed> {
+fn point(bytes: &[u8], with_start: bool) -> Result<Sample, Malformed> {
     // As Prometheus writes it: a value, and a time of this century.
     if let [9, v0, v1, v2, v3, v4, v5, v6, v7, 16, t0, t1, t2, t3, t4, t5] = bytes
         && [t0, t1, t2, t3, t4].iter().all(|t| **t >= 0x80)

@@ -1,6 +1,9 @@
 //! Series that the store knows, by the bytes of their labels as a sender writes them, so that a sample of one costs neither
 //! its labels' reading nor their writing.
 //!
+//! Senders send series in much the same order again and again, so the series behind the one that was found last is looked
+//! at first: a million of them are too many for any cache when they are looked up each by its hash.
+//!
 //! Filled with what the store has acknowledged. It stands for one day, the latest: a series has a row for each day, which
 //! the store makes from its labels. What is in here may be wrong, after a delete; then the store says so, the caller calls
 //! [`KnownSeries::forget`] and sends the labels.
@@ -13,8 +16,11 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-/// Series remembered of one tenant: some 100 MB.
+/// Series remembered of one tenant: some 200 MB.
 pub const KNOWN_SERIES_MAX: usize = 3_500_000;
+
+/// Sets the hashes of symbols apart from those of bytes.
+const SYMBOLS: u64 = 0x73_796d_626f_6c73;
 
 const MS_PER_DAY: i64 = 86_400_000;
 
@@ -39,12 +45,23 @@ impl Hasher for Half {
     }
 }
 
+/// A known series.
+#[derive(Clone, Copy, Debug)]
+pub struct Series {
+    pub labels: LabelsHash,
+    /// Bytes of the labels (1.0), so that they are found without being read; 0: not told.
+    pub len: u32,
+    pub id: i64,
+}
+
 #[derive(Default)]
 struct State {
     /// Days since the epoch.
     day: i64,
-    /// First half of the hash to the other and the series' id.
-    ids: HashMap<u64, (u64, i64), BuildHasherDefault<Half>>,
+    /// In the order in which they first came.
+    series: Vec<Series>,
+    /// First half of the hash to the place in `series`.
+    places: HashMap<u64, u32, BuildHasherDefault<Half>>,
     /// Grows when something is forgotten: what was found out before may not be entered after.
     generation: u64,
 }
@@ -66,12 +83,12 @@ impl Default for KnownSeries {
 pub struct Declared {
     generation: u64,
     /// With the day of the points.
-    series: Vec<(LabelsHash, i64, i64)>,
+    series: Vec<(Series, i64)>,
 }
 
 impl Declared {
-    pub fn push(&mut self, labels: LabelsHash, id: i64, day: i64) {
-        self.series.push((labels, id, day));
+    pub fn push(&mut self, series: Series, day: i64) {
+        self.series.push((series, day));
     }
 }
 
@@ -87,10 +104,31 @@ impl Look<'_> {
         [hash as u64, (hash >> 64) as u64]
     }
 
-    /// The id of the series with these labels, if the store has it on its day.
+    /// As [`Look::hash`], for labels that are symbols: `symbols` are the hashes of their texts. It is never that of bytes.
+    pub fn hash_symbols(&self, symbols: &[u8]) -> LabelsHash {
+        let hash = xxh3_128_with_seed(symbols, self.seed ^ SYMBOLS);
+        [hash as u64, (hash >> 64) as u64]
+    }
+
+    /// The series at a place.
     #[inline]
-    pub fn id(&self, labels: LabelsHash) -> Option<i64> {
-        self.state.ids.get(&labels[0]).filter(|(half, _)| *half == labels[1]).map(|(_, id)| *id)
+    pub fn at(&self, place: usize) -> Option<&Series> {
+        self.state.series.get(place)
+    }
+
+    /// Id of the series with these labels, if the store has it on its day. `next`: the place to look at first, and in the end
+    /// the one behind that of the series.
+    #[inline]
+    pub fn id(&self, labels: LabelsHash, next: &mut usize) -> Option<i64> {
+        let of = |place: usize| self.state.series.get(place).filter(|s| s.labels == labels);
+        if let Some(series) = of(*next) {
+            *next += 1;
+            return Some(series.id);
+        }
+        let place = *self.state.places.get(&labels[0])? as usize;
+        let series = of(place)?;
+        *next = place + 1;
+        Some(series.id)
     }
 
     /// Whether a point of this time, ms, is of the day.
@@ -116,18 +154,25 @@ impl KnownSeries {
 
     /// The store has what was declared.
     pub fn learn(&self, declared: Declared) {
-        let Some(latest) = declared.series.iter().map(|(_, _, day)| *day).max() else { return };
+        let Some(latest) = declared.series.iter().map(|(_, day)| *day).max() else { return };
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if declared.generation != state.generation || latest < state.day {
             return;
         }
         if latest > state.day {
             state.day = latest;
-            state.ids.clear();
+            state.series.clear();
+            state.places.clear();
         }
-        for ([first, second], id, day) in declared.series {
-            if day == latest && (state.ids.len() < KNOWN_SERIES_MAX || state.ids.contains_key(&first)) {
-                state.ids.insert(first, (second, id));
+        let State { series: all, places, .. } = &mut *state;
+        for (series, _) in declared.series.into_iter().filter(|(_, day)| *day == latest) {
+            match places.get(&series.labels[0]) {
+                Some(place) => all[*place as usize] = series,
+                None if all.len() < KNOWN_SERIES_MAX => {
+                    places.insert(series.labels[0], all.len() as u32);
+                    all.push(series);
+                }
+                None => {}
             }
         }
     }
@@ -135,7 +180,8 @@ impl KnownSeries {
     pub fn forget(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.generation += 1;
-        state.ids = HashMap::default();
+        state.series = Vec::new();
+        state.places = HashMap::default();
     }
 }
 
@@ -149,19 +195,39 @@ mod tests {
         let hash = |text: &str| known.look().hash(text.as_bytes());
         let declare = |text: &str, id: i64, day: i64| {
             let mut declared = known.look().declares();
-            declared.push(hash(text), id, day);
+            declared.push(Series { labels: hash(text), len: text.len() as u32, id }, day);
             declared
         };
+        let id = |text: &str| known.look().id(hash(text), &mut 0);
         known.learn(declare("a", 1, 5));
-        assert_eq!((known.look().id(hash("a")), known.look().id(hash("b"))), (Some(1), None));
+        assert_eq!((id("a"), id("b")), (Some(1), None));
         assert!(known.look().is_of_day(5 * MS_PER_DAY) && !known.look().is_of_day(6 * MS_PER_DAY));
         known.learn(declare("old", 2, 4));
-        assert_eq!(known.look().id(hash("old")), None);
+        assert_eq!(id("old"), None);
         known.learn(declare("b", 3, 6));
-        assert_eq!((known.look().id(hash("a")), known.look().id(hash("b"))), (None, Some(3)));
+        assert_eq!((id("a"), id("b")), (None, Some(3)));
         let late = declare("c", 4, 6);
         known.forget();
         known.learn(late);
-        assert_eq!((known.look().id(hash("b")), known.look().id(hash("c"))), (None, None));
+        assert_eq!((id("b"), id("c")), (None, None));
+    }
+
+    #[test]
+    fn series_are_found_in_their_order_and_in_any_other() {
+        let known = KnownSeries::default();
+        let mut declared = known.look().declares();
+        for i in 0..100i64 {
+            let labels = known.look().hash(&i.to_le_bytes());
+            declared.push(Series { labels, len: 8, id: i * 7 }, 3);
+        }
+        known.learn(declared);
+        let look = known.look();
+        let mut next = 0;
+        for i in (0..100i64).chain((0..100).rev()).chain((0..100).map(|i| i * 37 % 100)) {
+            assert_eq!(look.id(look.hash(&i.to_le_bytes()), &mut next), Some(i * 7));
+            assert_eq!(next as i64, i + 1);
+        }
+        assert_eq!(look.id(look.hash(&100i64.to_le_bytes()), &mut next), None);
+        assert_eq!(look.id(look.hash_symbols(&0i64.to_le_bytes()), &mut next), None);
     }
 }

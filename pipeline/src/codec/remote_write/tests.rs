@@ -403,7 +403,7 @@ fn samples_of_known_series_come_without_labels_and_all_else_as_ever() {
     // Other bytes for the same labels.
     let w = take(&request(&[(b"job", b"a"), (b"__name__", b"up")], &[(MS, 1.0)]), Version::V1, &limits);
     assert_eq!((w.of_known, ints(&metrics(&w)[0].samples, "series_id")), (0, vec![id]));
-    // Another day, the far future, more points than may be, another version.
+    // Another day, the far future, more points than may be.
     let day = 86_400_000;
     for (ms, samples) in [(MS - day, 1), (MS + 4000 * day, 0)] {
         let w = take(&one(&[(ms, 1.0)]), Version::V1, &limits);
@@ -425,4 +425,49 @@ fn samples_of_known_series_come_without_labels_and_all_else_as_ever() {
     put_bytes(&mut body, 1, &series);
     let w = take(&body, Version::V1, &limits);
     assert_eq!((w.of_known, metrics(&w)[0].series.num_rows()), (0, 1));
+}
+
+#[test]
+fn samples_of_known_series_of_2_0_come_without_labels_whatever_the_numbers_of_their_symbols() {
+    let known = KnownSeries::default();
+    let take = |symbols: &[&[u8]], series: &[Vec<u8>]| {
+        let body = request_v2(symbols, series);
+        let mut w =
+            decode_known(&body, Version::V2, &Limits::default(), NOW, &Families::default(), Some(&known)).unwrap();
+        known.learn(std::mem::take(&mut w.declared));
+        w
+    };
+    let with = |refs: &[u8], ms: i64, metadata: &[u8], created: i64| {
+        let mut series = series_v2(refs, &[(ms, 1.5)]);
+        put_bytes(&mut series, 5, metadata);
+        if created != 0 {
+            put_int(&mut series, 6, created as u64);
+        }
+        series
+    };
+    // A counter with a help.
+    let w = take(&[b"", b"__name__", b"up", b"help", b"other"], &[with(&[1, 2], MS, &[8, 1, 24, 3], 0)]);
+    let id = ints(&metrics(&w)[0].samples, "series_id")[0];
+    assert_eq!((w.samples, w.of_known), (1, 0));
+    let w = take(&[b"", b"help", b"x", b"up", b"__name__"], &[with(&[4, 3], MS + 1, &[8, 1, 24, 1], MS - 5)]);
+    let m = metrics(&w)[0];
+    assert_eq!((w.samples, w.of_known, m.series.num_rows()), (1, 1, 0));
+    assert_eq!(ints(&m.samples, "series_id"), vec![id]);
+    assert_eq!(ints(&m.samples, "start_ms"), vec![Some(MS - 5)]);
+    assert_eq!(ints(&m.samples, "ts_ms"), vec![Some(MS + 1)]);
+    // Another help, another type, another label, texts that only together are the same.
+    for (symbols, series) in [
+        ([b"" as &[u8], b"__name__", b"up", b"help!"], with(&[1, 2], MS, &[8, 1, 24, 3], 0)),
+        ([b"", b"__name__", b"up", b"help"], with(&[1, 2], MS, &[8, 2, 24, 3], 0)),
+        ([b"", b"__name__", b"down", b"help"], with(&[1, 2], MS, &[8, 1, 24, 3], 0)),
+        ([b"", b"__name__", b"u", b"phelp"], with(&[1, 2], MS, &[8, 1, 24, 3], 0)),
+    ] {
+        let w = take(&symbols, &[series]);
+        assert_eq!((w.samples, w.of_known, metrics(&w)[0].series.num_rows()), (1, 0, 1));
+    }
+    // Metadata that cannot be read, and a symbol that is not there, are for the long way.
+    let w = take(&[b"", b"__name__", b"up", b"help"], &[with(&[1, 2], MS, &[8, 1, 24, 3, 26, 200], 0)]);
+    assert_eq!((w.samples, w.of_known), (1, 0));
+    let w = take(&[b"", b"__name__", b"up", b"help"], &[with(&[1, 2, 9, 9], MS, &[8, 1, 24, 3], 0)]);
+    assert_eq!((w.samples, w.of_known, w.decoded.rejected.total()), (0, 0, 1));
 }
