@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! 1. Every share is read at most once, shares on any threads in any order.
-//! 2. A row group is unpacked once and forgotten after the last share that needs it.
+//! 2. A row group is unpacked once, and after the last share that needs it forgotten or left to the cache of parts.
 
 use std::{
     collections::{BTreeSet, HashMap},
