@@ -63,6 +63,18 @@ fn what_is_pushed_comes_back_and_survives_stop_and_kill() {
     }
 }
 
+/// A quarter of the time and memory of taking logs went into clearing huge pages; see the first line of `main`.
+#[test]
+fn the_process_keeps_clear_of_huge_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--no-collect"]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    // Kernels before 5.0 do not say.
+    if let Some(line) = status.lines().find(|l| l.starts_with("THP_enabled:")) {
+        assert_eq!(line.split_whitespace().nth(1), Some("0"));
+    }
+}
+
 fn check(server: &Server, lines: usize, round: u32) {
     let query = encode("{app=\"shop\"} |= \"order\"");
     let answer = server.get(&format!("/loki/api/v1/query_range?query={query}&limit=100"));
