@@ -10,8 +10,9 @@ use bytes::Bytes;
 use super::{
     actions::{Action, CommitInfo, parse_entry, write_entry},
     checkpoint,
+    commit::CatalogError,
     state::State,
-    table::{CatalogError, SETTLE_TRIES, TableOptions},
+    table::{SETTLE_TRIES, TableOptions},
 };
 use crate::{
     model::Timestamp,

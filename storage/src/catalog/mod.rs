@@ -11,18 +11,21 @@
 
 pub mod actions;
 pub mod checkpoint;
+mod commit;
+mod describe;
 mod load;
+mod part_entry;
 pub mod purge;
 pub mod schema;
 mod state;
 pub mod table;
 
+pub use commit::{CatalogError, Commit, Committed, Operation};
 pub use load::{Damage, OpenReport};
+pub use part_entry::{Bucket, NewPart, PartEntry, part_path};
+pub(crate) use part_entry::{TAG_TAIL, new_uuid};
 pub use purge::Purge;
-pub use table::{
-    Bucket, CatalogError, Commit, Committed, NewPart, Operation, PartEntry, TableCatalog, TableOptions, part_path,
-};
-pub(crate) use table::{TAG_TAIL, new_uuid};
+pub use table::{TableCatalog, TableOptions};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     actions::{Action, Add, MetaData, Protocol, Remove, Txn},
-    table::PartEntry,
+    part_entry::PartEntry,
 };
 
 #[derive(Debug, Default)]

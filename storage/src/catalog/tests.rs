@@ -5,7 +5,7 @@ use std::{
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 
-use super::{table::date_string, *};
+use super::{part_entry::date_string, *};
 use crate::{
     model::{Table, Timestamp, time::NANOS_PER_HOUR},
     object::{LocalStore, Objects, PutMode},
