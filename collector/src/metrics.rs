@@ -7,6 +7,7 @@ use std::{
 
 use http::StatusCode;
 use pipeline::codec::{Reason, Rejected};
+use storage::Repeats;
 
 /// A push protocol, as a label value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,15 @@ impl Protocol {
             | Protocol::Import
             | Protocol::Elastic => StatusCode::TOO_MANY_REQUESTS,
             Protocol::RemoteWrite => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Prometheus' receiver refuses a sample at the newest time of its series that has another value there, and its senders know
+    /// that answer. OTLP knows none; and of deltas the later of two sums at one time is the whole.
+    pub(crate) const fn repeats(self) -> Repeats {
+        match self {
+            Protocol::RemoteWrite => Repeats::Refused,
+            _ => Repeats::LaterWins,
         }
     }
 

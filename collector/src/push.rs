@@ -270,6 +270,7 @@ impl Push {
         for (i, data) in decoded.batches.drain(..).enumerate() {
             let mut batch = Batch::new(tenant.clone(), data);
             batch.batch_id = batch_id.map(|id| nth_batch_id(id, i as u64));
+            batch.repeats = protocol.repeats();
             let refusals = batch.refusals.clone();
             fates.push((self.out.send(batch).await?, refusals));
         }
@@ -282,9 +283,16 @@ impl Push {
         let points = (beyond.series.samples + beyond.series.histograms) as u64;
         if beyond.series.rows() > 0 {
             decoded.accepted = decoded.accepted.saturating_sub(points);
-            decoded
-                .rejected
-                .add_many(Reason::TenantLimit, points, 0, || format!("tenant {tenant}: {}", beyond.series));
+            let repeated = beyond.series.repeated as u64;
+            let told = |reason: Reason| match (reason, &beyond.series.repeat) {
+                (Reason::DuplicateTimestamp, Some(repeat)) => repeat.clone(),
+                _ => format!("tenant {tenant}: {}", beyond.series),
+            };
+            for (reason, n) in
+                [(Reason::TenantLimit, points.saturating_sub(repeated)), (Reason::DuplicateTimestamp, repeated)]
+            {
+                decoded.rejected.add_many(reason, n, 0, || told(reason));
+            }
         }
         // Now, since a request that comes again brings what was refused of it again.
         self.metrics().rejected(protocol, &decoded.rejected);

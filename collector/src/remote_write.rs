@@ -155,7 +155,8 @@ async fn take(
             delivered => break (write, delivered?),
         }
     };
-    if learns && write.decoded.rejected.total() == 0 {
+    // Series of points that contradict others are in the store.
+    if learns && write.decoded.rejected.total() == beyond.series.repeated as u64 {
         memory.series.learn(std::mem::take(&mut write.declared));
     }
     let over = beyond.series;

@@ -8,7 +8,7 @@ use arrow::{
 };
 use parking_lot::Mutex;
 use storage::{
-    ErrorKind, Refused,
+    ErrorKind, Refused, Repeats,
     model::{MetricBatch, Table, TenantId, schema, time::NANOS_PER_MILLI},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -156,20 +156,30 @@ pub struct Batch {
     pub batch_id: Option<[u8; 16]>,
     /// Where a store tells what it left out of it. Shared by all branches; behind a disk buffer nobody hears it any more.
     pub refusals: Arc<Refusals>,
+    /// What becomes of points at a time that has another value. Behind a disk buffer the later wins.
+    pub repeats: Repeats,
 }
 
 impl Batch {
     pub fn new(tenant: TenantId, data: Data) -> Self {
-        Batch { tenant, data, sources: Vec::new(), batch_id: None, refusals: Arc::default() }
+        Batch {
+            tenant,
+            data,
+            sources: Vec::new(),
+            batch_id: None,
+            refusals: Arc::default(),
+            repeats: Repeats::default(),
+        }
     }
 }
 
-/// Points that a store left out of a batch that it took: those of series beyond the limits of their tenant.
+/// Points that a store left out of a batch that it took: those of series beyond the limits of their tenant, and those at a time
+/// that has another value.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<Option<Refused>>);
 
 impl Refusals {
-    pub(crate) fn tell(&self, refused: &Refused) {
+    pub fn tell(&self, refused: &Refused) {
         self.0.lock().get_or_insert_with(Refused::default).join(refused.clone());
     }
 
@@ -178,8 +188,9 @@ impl Refusals {
         self.0.lock().take()
     }
 
-    pub(crate) fn rows(&self) -> u64 {
-        self.0.lock().as_ref().map_or(0, |r| r.rows() as u64)
+    /// Rows over a limit, and those at a time that has another value.
+    pub(crate) fn rows(&self) -> (u64, u64) {
+        self.0.lock().as_ref().map_or((0, 0), |r| (r.over_limit() as u64, r.repeated as u64))
     }
 }
 

@@ -56,6 +56,8 @@ pub enum DropReason {
     Unrouted,
     /// Its labels pass a limit, or its series is one too many for its tenant.
     OverLimit,
+    /// A point at the time of its series' newest one, with another value.
+    DuplicateTimestamp,
     /// The remote took the request and refused these rows of it.
     Rejected,
     /// The remote refused them for good; they are in dead letters now.
@@ -65,7 +67,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 13] = [
+    pub const ALL: [DropReason; 14] = [
         DropReason::Filtered,
         DropReason::Refused,
         DropReason::Returned,
@@ -76,6 +78,7 @@ impl DropReason {
         DropReason::Throttled,
         DropReason::Unrouted,
         DropReason::OverLimit,
+        DropReason::DuplicateTimestamp,
         DropReason::Rejected,
         DropReason::DeadLettered,
         DropReason::Unsupported,
@@ -93,6 +96,7 @@ impl DropReason {
             DropReason::Throttled => "throttled",
             DropReason::Unrouted => "unrouted",
             DropReason::OverLimit => "over_limit",
+            DropReason::DuplicateTimestamp => "duplicate_timestamp",
             DropReason::Rejected => "rejected",
             DropReason::DeadLettered => "dead_lettered",
             DropReason::Unsupported => "unsupported",

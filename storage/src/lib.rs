@@ -39,10 +39,13 @@ pub mod wal;
 pub use compact::delete::{DeleteRequest, Receipt};
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
-pub use head::cardinality::{Offender, Refused, SeriesLimit};
+pub use head::{
+    cardinality::{Offender, Refused, SeriesLimit},
+    repeats::Repeats,
+};
 pub use part::Promoted;
 pub use scan::{
     Mark, RowFilter, SampleRequest, SampleScan, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector,
     StoredSamples, Tail,
 };
-pub use store::{Append, Appended, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};
+pub use store::{Append, Appended, Census, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};

@@ -22,6 +22,7 @@ use crate::{
         HeadBatch, HeadRows, TableHead,
         cardinality::{self, Cardinality, Refused},
         points::Spans,
+        repeats::{self, Repeated, Repeats},
         rows::{self, StoredRows},
         series::LabelIndex,
     },
@@ -67,7 +68,7 @@ pub struct Appended {
     pub rows: usize,
     /// The batch id was known: nothing was stored now, all of it earlier.
     pub duplicate: bool,
-    /// What was left out because of the tenant's limits on series; `rows` counts it too.
+    /// What was left out because of the tenant's limits on series, or contradicts what there is; `rows` counts it too.
     pub refused: Option<Arc<Refused>>,
 }
 
@@ -87,6 +88,25 @@ pub struct SeriesInfo {
     pub metric_type: Option<Arc<str>>,
     pub unit: Option<Arc<str>>,
     pub help: Option<Arc<str>>,
+}
+
+/// The metric series of a tenant that are alive in a range, counted. Lists are ordered by count, equal ones by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub series: usize,
+    /// Label pairs.
+    pub pairs: usize,
+    pub series_by_metric: Vec<(String, u64)>,
+    /// Values of each label name.
+    pub values_by_name: Vec<(String, u64)>,
+    /// Bytes of these values, each counted once for each series that has it.
+    pub value_bytes_by_name: Vec<(String, u64)>,
+    pub series_by_pair: Vec<((String, String), u64)>,
+    /// Immutable pieces that samples and histograms of the range rest in: batches of the head, and parts.
+    pub pieces: usize,
+    /// Time of the earliest point of these pieces that is not before the range's start, at least, and of the latest, ms. `None`: there is
+    /// none.
+    pub times: Option<(i64, i64)>,
 }
 
 /// Files and clock of a store; the real ones unless a test brings its own.
@@ -275,6 +295,11 @@ impl Store {
 
     /// Returns when the rows are durable (see [`crate::Durability`]) and visible to scans that start afterwards.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.append_with(append, Repeats::LaterWins).await
+    }
+
+    /// As [`Store::append`]; `repeats`: what becomes of points at a time that has another value.
+    pub async fn append_with(&self, append: Append, repeats: Repeats) -> Result<Appended, AppendError> {
         let inner = &self.inner;
         inner.check_open()?;
         let admitted = match append.batch_id {
@@ -299,11 +324,11 @@ impl Store {
         // With a bucket, a look into its parts may be needed.
         let (entry, refused) = if input_bytes > limits::INLINE_ENCODE_BYTES || inner.far.is_some() {
             let inner = inner.clone();
-            tokio::task::spawn_blocking(move || inner.prepare(append, reserved, admitted))
+            tokio::task::spawn_blocking(move || inner.prepare(append, repeats, reserved, admitted))
                 .await
                 .map_err(|e| AppendError::Invalid(format!("cannot encode the batch: {e}")))??
         } else {
-            inner.prepare(append, reserved, admitted)?
+            inner.prepare(append, repeats, reserved, admitted)?
         };
         let Some(entry) = entry else { return Ok(Appended { rows, duplicate: false, refused }) };
         inner.wal.append(entry).await.map_err(|e| inner.append_failed(e))?;
@@ -424,6 +449,29 @@ impl Store {
             inner.find_indexed(state, range, |i| i.find_values(&name, &matchers, range))
         })
         .await
+    }
+
+    /// Counts the metric series alive in the range (in days at the edges); each list has at most `top` entries. Costs some time
+    /// for each label of each series, no memory for them.
+    pub async fn census(&self, tenant: &TenantId, range: TimeRange, top: usize) -> Result<Census, ScanError> {
+        let mut census = self
+            .look(tenant, Table::MetricSeries, move |inner, state| {
+                inner.find_indexed(state, range, |i| i.census(range, top))
+            })
+            .await?;
+        for table in [Table::MetricSamples, Table::MetricHistograms] {
+            let Some(state) = self.inner.table(tenant, table) else { continue };
+            let data = state.data.read();
+            let parts = data.parts.iter().map(|p| (p.min_ts, p.max_ts));
+            let batches = data.head.batches.iter().map(|b| (Timestamp(b.min_ts), Timestamp(b.max_ts)));
+            for (min, max) in parts.chain(batches).filter(|(min, max)| range.overlaps(*min, *max)) {
+                census.pieces += 1;
+                let (min, max) = (min.max(range.start()).millis(), max.millis());
+                let times = census.times.get_or_insert((min, max));
+                *times = (times.0.min(min), times.1.max(max));
+            }
+        }
+        Ok(census)
     }
 
     async fn find(
@@ -595,6 +643,15 @@ impl Drop for Reserved {
     }
 }
 
+/// What an append is to the store.
+#[derive(Default)]
+struct Derived {
+    stored: Vec<StoredRows>,
+    spans: Spans,
+    /// What has to go first.
+    repeated: Option<Repeated>,
+}
+
 impl Inner {
     pub(crate) fn check_open(&self) -> Result<(), AppendError> {
         if self.closed.load(Ordering::Acquire) {
@@ -714,31 +771,18 @@ impl Inner {
     fn prepare(
         self: &Arc<Self>,
         mut append: Append,
+        repeats: Repeats,
         reserved: Reserved,
         admitted: Option<InFlight>,
     ) -> Result<(Option<wal::Entry>, Option<Arc<Refused>>), AppendError> {
         let underway = self.appends.lock().clone();
-        let refused = self.hold_to_limits(&mut append)?;
-        let mut stored = Vec::with_capacity(append.rows.len());
-        let mut spans = Spans::default();
-        for (table, batch) in &append.rows {
-            if batch.num_rows() > 0 && *table != Table::MetricSeries {
-                spans.add(*table, batch)?;
-                stored.push(rows::derive(*table, batch)?);
-            }
+        let mut refused = self.hold_to_limits(&mut append)?;
+        let mut derived = self.derive(&append, repeats)?;
+        if let Some(repeated) = derived.repeated.take() {
+            repeats::leave_out(&mut append.rows, repeated, refused.get_or_insert_default());
+            derived = self.derive(&append, Repeats::LaterWins)?;
         }
-        let of_series = append.rows.iter().filter(|(table, _)| *table == Table::MetricSeries);
-        let series: Vec<&RecordBatch> = of_series.map(|(_, batch)| batch).collect();
-        if !series.is_empty() && !spans.is_empty() {
-            series.iter().try_for_each(|batch| rows::check_schema(Table::MetricSeries, batch))?;
-            let state = self.table_or_create(&append.tenant, Table::MetricSeries)?;
-            self.know_series(&state, &spans.days())?;
-            let new = crate::head::points::new_series(&state.index.read(), &series, &mut spans)?;
-            for rows in &new {
-                // First, so that a series is visible no later than its points.
-                stored.insert(0, rows::derive(Table::MetricSeries, rows)?);
-            }
-        }
+        let (Derived { stored, spans, .. }, refused) = (derived, refused.map(Arc::new));
         if stored.is_empty() && append.sources.is_empty() && append.batch_id.is_none() {
             return Ok((None, refused));
         }
@@ -770,8 +814,38 @@ impl Inner {
         Ok((Some(wal::Entry { tenant: append.tenant, sections, publish }), refused))
     }
 
+    /// The rows that an append is to store: its own and those of new series.
+    fn derive(&self, append: &Append, repeats: Repeats) -> Result<Derived, AppendError> {
+        let mut out = Derived { stored: Vec::with_capacity(append.rows.len()), ..Derived::default() };
+        for (table, batch) in &append.rows {
+            if batch.num_rows() > 0 && *table != Table::MetricSeries {
+                out.spans.add(*table, batch)?;
+                out.stored.push(rows::derive(*table, batch)?);
+            }
+        }
+        let of_series = append.rows.iter().filter(|(table, _)| *table == Table::MetricSeries);
+        let series: Vec<&RecordBatch> = of_series.map(|(_, batch)| batch).collect();
+        if series.is_empty() || out.spans.is_empty() {
+            return Ok(out);
+        }
+        series.iter().try_for_each(|batch| rows::check_schema(Table::MetricSeries, batch))?;
+        let state = self.table_or_create(&append.tenant, Table::MetricSeries)?;
+        self.know_series(&state, &out.spans.days())?;
+        let index = state.index.read();
+        let new = crate::head::points::new_series(&index, &series, &mut out.spans)?;
+        if repeats == Repeats::Refused && out.spans.may_contradict(&index) {
+            out.repeated = repeats::find(&append.rows, &index)?;
+        }
+        drop(index);
+        for rows in &new {
+            // First, so that a series is visible no later than its points.
+            out.stored.insert(0, rows::derive(Table::MetricSeries, rows)?);
+        }
+        Ok(out)
+    }
+
     /// Takes points of series beyond the tenant's limits out of an append. `None`: nothing had to go.
-    fn hold_to_limits(&self, append: &mut Append) -> Result<Option<Arc<Refused>>, AppendError> {
+    fn hold_to_limits(&self, append: &mut Append) -> Result<Option<Refused>, AppendError> {
         let Some(guard) = self.cardinality.of(&append.tenant) else { return Ok(None) };
         let (ids, mut days) = cardinality::series_of(&append.rows)?;
         let now = self.env.clock.monotonic();
@@ -805,7 +879,7 @@ impl Inner {
         let mut refused = verdict.refused;
         let points = cardinality::leave_out(&mut append.rows, &verdict.over, &mut refused);
         guard.refuse(points, &refused, now);
-        Ok(Some(Arc::new(refused)))
+        Ok(Some(refused))
     }
 
     /// Puts durable rows into their heads. Runs on the WAL's writer thread, in sequence order.

@@ -183,8 +183,9 @@ async fn generate(args: &GenerateArgs) -> Result<(Outcome, Duration), String> {
     let clock = Clock {
         start: u64::try_from(start.as_nanos()).unwrap_or(u64::MAX),
         rows_per_second: match (args.rate, args.signal) {
-            // Every round of all series at a millisecond of its own.
-            (0.0, Signal::Metrics) => args.series.max(1) as f64 * 1000.0,
+            // Every round of all series at a millisecond of its own: a series has one value at a time.
+            (rate, Signal::Metrics) if rate > 0.0 => rate.min(args.series.max(1) as f64 * 1000.0),
+            (_, Signal::Metrics) => args.series.max(1) as f64 * 1000.0,
             (0.0, _) => 1e6,
             (rate, _) => rate,
         },

@@ -17,7 +17,10 @@ use pipeline::{
         prom_text::{self, Format},
     },
 };
-use storage::model::{MetricBatch, TenantId};
+use storage::{
+    Repeats,
+    model::{MetricBatch, TenantId},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout},
@@ -263,15 +266,23 @@ impl ScrapeLoop {
         for batch in batches {
             let rows = (batch.points() + batch.exemplars.num_rows()) as u64;
             loop {
-                let batch = Batch::new(self.shared.tenant.clone(), Data::Metrics(batch.clone()));
+                let mut batch = Batch::new(self.shared.tenant.clone(), Data::Metrics(batch.clone()));
+                // Lines with times of their own may come again with another value.
+                batch.repeats = Repeats::Refused;
                 let refusals = batch.refusals.clone();
                 let error = match self.shared.out.deliver(batch).await {
                     Ok(()) => {
                         let refused = refusals.take();
                         let out = refused.as_ref().map_or(0, |r| r.rows() as u64).min(rows);
                         Counters::add(&counters.delivered, rows - out);
-                        Counters::add(&counters.over_limit, out);
-                        if let Some(refused) = refused {
+                        let repeated = refused.as_ref().map_or(0, |r| r.repeated as u64).min(out);
+                        Counters::add(&counters.over_limit, out - repeated);
+                        Counters::add(&counters.duplicates, repeated);
+                        if repeated > 0 {
+                            let first = refused.as_ref().and_then(|r| r.repeat.as_deref());
+                            tracing::warn!(url = self.target.url, repeated, first, "samples left out of a scrape");
+                        }
+                        if let Some(refused) = refused.filter(|r| r.over_limit() > 0) {
                             // The target is up, and shall be seen to be more than its tenant may have.
                             self.target.status.lock().last_error = refused.to_string();
                         }

@@ -74,7 +74,12 @@ impl Fixture {
                     sources: envelope.batch.sources,
                     batch_id: envelope.batch.batch_id,
                 };
-                let fate = target.append(append).await;
+                let fate = target.append_with(append, envelope.batch.repeats).await;
+                if let Ok(appended) = &fate
+                    && let Some(refused) = &appended.refused
+                {
+                    envelope.batch.refusals.tell(refused);
+                }
                 let fate = fate.map(|_| ()).map_err(|e| DeliveryError::Unavailable {
                     reason: e.to_string(),
                     retry_after: match e {

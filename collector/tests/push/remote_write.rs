@@ -188,11 +188,83 @@ async fn labels_of_known_series_are_asked_for_again_on_each_day_after_a_delete_a
     );
 }
 
+#[tokio::test]
+async fn another_value_at_the_newest_time_is_400_and_the_rest_is_stored_and_counted() {
+    type Point<'a> = (&'a str, i64, f64);
+    for (headers, encode) in [(&[] as &[(&str, &str)], encode_v1 as fn(&MetricBatch) -> Vec<u8>), (&[V2], encode_v2)]
+    {
+        let f = Fixture::new().await;
+        let requests: [(&[Point<'_>], u64, u64); 8] = [
+            (&[("a", 0, 1.0), ("b", 0, 1.0)], 2, 0),
+            // All of it again, as after a lost answer.
+            (&[("a", 0, 1.0), ("b", 0, 1.0)], 2, 0),
+            (&[("a", 0, 2.0), ("b", 1, 3.0), ("new", 0, 1.0)], 2, 1),
+            (&[("a", 0, 2.0), ("b", 1, 4.0)], 0, 2),
+            // In one request, of known and of new series, side by side and not.
+            (&[("a", 5, 1.0), ("a", 5, 2.0), ("b", 5, 1.0)], 2, 1),
+            (&[("c", 5, 1.0), ("d", 5, 1.0), ("c", 5, 2.0), ("d", 5, 1.0)], 3, 1),
+            (&[("a", 5, f64::NAN)], 0, 1),
+            // Behind the newest the later counts.
+            (&[("b", 1, 4.0)], 1, 0),
+        ];
+        for (points, stored, refused) in requests {
+            let mut b = MetricBatchBuilder::new();
+            for (name, ms, value) in points {
+                let labels = Labels::from_pairs([("__name__", *name), ("job", "j")]);
+                let id = b.series(&labels, SeriesMeta::default());
+                b.sample(id, MS + ms, None, *value);
+            }
+            let answer = f.post(PATH, headers, packed(&encode(&b.finish()))).await;
+            let status = if refused > 0 { 400 } else { 204 };
+            assert_eq!(answer.status.as_u16(), status, "{points:?}: {}", answer.text());
+            if refused > 0 {
+                let text = answer.text();
+                assert!(text.starts_with("duplicate sample for timestamp 17000000000"), "{points:?}: {text}");
+                assert!(text.contains("series {__name__=") && text.contains("job=\"j\""), "{points:?}: {text}");
+            }
+            if !headers.is_empty() {
+                assert_eq!(written(&answer), [stored.to_string(), "0".into(), "0".into()], "{points:?}");
+            }
+        }
+        // Of one time, the last one is what queries see.
+        let [series, times, values] = f.columns(Table::MetricSamples, ["series_id", "ts_ms", "value"]).await;
+        let seen: BTreeMap<(String, String), String> = series.into_iter().zip(times).zip(values).collect();
+        let mut values: Vec<String> = seen.into_values().collect();
+        values.sort();
+        // a: 1 and 1; b: 1, 4 and 1; new, c and d: 1.
+        assert_eq!(values, ["1", "1", "1", "1", "1", "1", "1", "4"]);
+        let mut text = String::new();
+        f.config.metrics.render(&mut text);
+        for line in [
+            "collector_push_records_rejected_total{protocol=\"remote_write\",reason=\"duplicate_timestamp\"} 6",
+            "collector_push_records_accepted_total{protocol=\"remote_write\"} 12",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        // Histograms too.
+        let histogram = |counts: &[f64]| {
+            let mut b = MetricBatchBuilder::new();
+            let id = b.series(&Labels::from_pairs([("__name__", "h")]), SeriesMeta::default());
+            let row = HistogramRow {
+                count: counts.iter().sum(),
+                positive_counts: counts.to_vec(),
+                ..HistogramRow::default()
+            };
+            b.histogram(id, MS, None, &row);
+            packed(&encode(&b.finish()))
+        };
+        for (counts, status) in [([1.0, 2.0], 204), ([1.0, 2.0], 204), ([2.0, 1.0], 400)] {
+            let answer = f.post(PATH, headers, histogram(&counts)).await;
+            assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+        }
+    }
+}
+
 /// Seconds before or after the start of a test, and values; how many are stored, and what of the others is told.
 type Written<'a> = (&'a [(i64, f64)], usize, &'a str);
 
 #[tokio::test]
-async fn samples_of_any_order_within_the_window_are_taken_and_the_later_of_two_at_one_time_counts() {
+async fn samples_of_any_order_within_the_window_are_taken_and_behind_the_newest_the_later_of_two_counts() {
     for (headers, encode) in [(&[] as &[(&str, &str)], encode_v1 as fn(&MetricBatch) -> Vec<u8>), (&[V2], encode_v2)]
     {
         let mut config = PushConfig::default();

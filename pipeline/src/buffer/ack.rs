@@ -109,9 +109,12 @@ impl Meter {
         match fate {
             Ok(()) => {
                 // Transforms may have made more points of what was sent.
-                let refused = self.refusals.rows().min(self.rows);
-                self.source.delivered(self.rows - refused);
-                self.source.dropped(DropReason::OverLimit, refused);
+                let (over_limit, repeated) = self.refusals.rows();
+                let over_limit = over_limit.min(self.rows);
+                let repeated = repeated.min(self.rows - over_limit);
+                self.source.delivered(self.rows - over_limit - repeated);
+                self.source.dropped(DropReason::OverLimit, over_limit);
+                self.source.dropped(DropReason::DuplicateTimestamp, repeated);
             }
             Err(DeliveryError::Rejected(_)) => self.source.dropped(DropReason::Refused, self.rows),
             Err(DeliveryError::Unavailable { .. } | DeliveryError::Stopping) => {

@@ -23,10 +23,12 @@ pub enum Reason {
     Temporality,
     /// Its tenant has as many streams or series as it may.
     TenantLimit,
+    /// A point at a time of its series that has another value.
+    DuplicateTimestamp,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Malformed,
         Reason::InvalidUtf8,
         Reason::InvalidTime,
@@ -44,6 +46,7 @@ impl Reason {
         Reason::InvalidMetric,
         Reason::Temporality,
         Reason::TenantLimit,
+        Reason::DuplicateTimestamp,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -65,6 +68,7 @@ impl Reason {
             Reason::InvalidMetric => "invalid_metric",
             Reason::Temporality => "temporality",
             Reason::TenantLimit => "tenant_limit",
+            Reason::DuplicateTimestamp => "duplicate_timestamp",
         }
     }
 }

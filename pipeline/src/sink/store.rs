@@ -11,7 +11,7 @@ use arrow::array::RecordBatch;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use serde::Deserialize;
 use storage::{
-    Append, AppendError, Appended, SourcePosition,
+    Append, AppendError, Appended, Repeats, SourcePosition,
     model::{Table, TenantId},
 };
 
@@ -46,12 +46,22 @@ pub struct Config {
 #[async_trait::async_trait]
 pub trait Destination: Send + Sync {
     async fn append(&self, append: Append) -> Result<Appended, AppendError>;
+
+    /// As [`Destination::append`]; `repeats`: what becomes of points at a time that has another value, where that can be known.
+    async fn append_with(&self, append: Append, repeats: Repeats) -> Result<Appended, AppendError> {
+        let _ = repeats;
+        self.append(append).await
+    }
 }
 
 #[async_trait::async_trait]
 impl Destination for storage::Store {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         storage::Store::append(self, append).await
+    }
+
+    async fn append_with(&self, append: Append, repeats: Repeats) -> Result<Appended, AppendError> {
+        storage::Store::append_with(self, append, repeats).await
     }
 }
 
@@ -78,8 +88,22 @@ struct Piece {
     ack: Ack,
     rows: u64,
     refusals: Arc<Refusals>,
-    /// Rows that were left out of what was taken.
-    fate: Result<u64, DeliveryError>,
+    fate: Result<LeftOut, DeliveryError>,
+}
+
+/// How an append is brought into the store.
+#[derive(Clone, Copy)]
+enum How {
+    /// Until it is there: what comes behind it moves the same positions.
+    InOrder,
+    Once(Repeats),
+}
+
+/// Rows that were left out of what was taken.
+#[derive(Clone, Copy, Default)]
+struct LeftOut {
+    over_limit: u64,
+    repeated: u64,
 }
 
 #[async_trait::async_trait]
@@ -101,9 +125,12 @@ impl Sink for StoreSink {
                         lanes.busy.remove(key);
                     }
                     for Piece { ack, rows, fate, .. } in written.pieces {
-                        let left_out = fate.as_ref().map_or(0, |left_out| *left_out).min(rows);
-                        counters.dropped(DropReason::OverLimit, left_out);
-                        SinkContext::settle(&counters, rows - left_out, ack, fate.map(drop));
+                        let out = fate.as_ref().map_or(LeftOut::default(), |out| *out);
+                        let over_limit = out.over_limit.min(rows);
+                        let repeated = out.repeated.min(rows - over_limit);
+                        counters.dropped(DropReason::OverLimit, over_limit);
+                        counters.dropped(DropReason::DuplicateTimestamp, repeated);
+                        SinkContext::settle(&counters, rows - over_limit - repeated, ack, fate.map(drop));
                     }
                 }
                 next = intake.next(), if open && appends.len() < APPENDS_MAX && lanes.waiting.len() < WAITING_MAX => {
@@ -135,26 +162,29 @@ impl StoreSink {
             // Held to the ack: the bytes are in flight.
             let mut permits: Vec<Option<Arc<Permit>>> = Vec::with_capacity(joined.len());
             let mut appends = Vec::with_capacity(joined.len());
-            let ordered = joined.iter().any(|e| e.ordered);
+            let how = match joined.iter().any(|e| e.ordered) {
+                true => How::InOrder,
+                false => How::Once(joined[0].batch.repeats),
+            };
             for e in joined {
                 let (rows, refusals) = (e.batch.data.rows() as u64, e.batch.refusals.clone());
-                pieces.push(Piece { ack: e.ack, rows, refusals, fate: Ok(0) });
+                pieces.push(Piece { ack: e.ack, rows, refusals, fate: Ok(LeftOut::default()) });
                 permits.push(e.permit);
                 appends.push(to_append(e.batch));
             }
             if let [_] = appends.as_slice() {
                 if let Some(only) = appends.pop() {
-                    pieces[0].fate = write(&*destination, only, ordered, &counters, &pieces[0].refusals).await;
+                    pieces[0].fate = write(&*destination, only, how, &counters, &pieces[0].refusals).await;
                 }
             } else {
                 // What is left out of the whole is told of the first: joined are batches with positions, which are logs.
-                let fate = write(&*destination, join(&appends), ordered, &counters, &pieces[0].refusals).await;
+                let fate = write(&*destination, join(&appends), how, &counters, &pieces[0].refusals).await;
                 let refused = matches!(fate, Err(DeliveryError::Rejected(_)));
                 for (i, (piece, append)) in pieces.iter_mut().zip(appends).enumerate() {
                     // One bad batch must not take its neighbours with it.
                     piece.fate = match refused {
-                        true => write(&*destination, append, ordered, &counters, &piece.refusals).await,
-                        false => fate.clone().map(|left_out| if i == 0 { left_out } else { 0 }),
+                        true => write(&*destination, append, how, &counters, &piece.refusals).await,
+                        false => fate.clone().map(|out| if i == 0 { out } else { LeftOut::default() }),
                     };
                 }
             }
@@ -184,24 +214,23 @@ fn join(pieces: &[Append]) -> Append {
     whole
 }
 
-/// How many rows were left out.
 async fn write(
     destination: &dyn Destination,
     append: Append,
-    ordered: bool,
+    how: How,
     counters: &Counters,
     refusals: &Refusals,
-) -> Result<u64, DeliveryError> {
-    let taken = if append.rows.is_empty() && append.sources.is_empty() {
-        return Ok(0);
-    } else if ordered {
-        persist(destination, append, counters).await?
-    } else {
-        destination.append(append).await.map_err(refusal)?
+) -> Result<LeftOut, DeliveryError> {
+    if append.rows.is_empty() && append.sources.is_empty() {
+        return Ok(LeftOut::default());
+    }
+    let taken = match how {
+        How::InOrder => persist(destination, append, counters).await?,
+        How::Once(repeats) => destination.append_with(append, repeats).await.map_err(refusal)?,
     };
-    let Some(refused) = &taken.refused else { return Ok(0) };
+    let Some(refused) = &taken.refused else { return Ok(LeftOut::default()) };
     refusals.tell(refused);
-    Ok(refused.rows() as u64)
+    Ok(LeftOut { over_limit: refused.over_limit() as u64, repeated: refused.repeated as u64 })
 }
 
 /// Later positions of a key replace earlier ones.

@@ -115,9 +115,9 @@ impl FanOut {
             let bytes = data.bytes();
             counters.emitted(data, bytes);
             let batch_id = batch.batch_id.map(|id| branch_id(id, *i));
-            let refusals = batch.refusals.clone();
+            let (refusals, repeats) = (batch.refusals.clone(), batch.repeats);
             let mut batch = Batch::new(batch.tenant.clone(), data.clone());
-            (batch.batch_id, batch.refusals) = (batch_id, refusals);
+            (batch.batch_id, batch.refusals, batch.repeats) = (batch_id, refusals, repeats);
             let branch = Envelope { batch, ack, permit: permit.clone(), ordered, bytes };
             if let Err(refused) = self.branches[*i].push(branch).await {
                 refused.ack.answer(Err(DeliveryError::Stopping));

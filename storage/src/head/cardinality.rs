@@ -96,15 +96,22 @@ impl std::fmt::Display for Offender {
     }
 }
 
-/// What was left out of an append because of its tenant's limits on series. All other rows are stored.
+/// What was left out of an append because of its tenant's limits on series, or because its time has another value. All other
+/// rows are stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
+    /// New series over a limit.
     pub series: usize,
+    /// Rows, for either reason.
     pub samples: usize,
     pub histograms: usize,
     pub exemplars: usize,
     /// The first of different kinds.
     pub offenders: Vec<Offender>,
+    /// Of the samples and histograms, those at a time that has another value; see [`crate::Repeats::Refused`].
+    pub repeated: usize,
+    /// The first of these.
+    pub repeat: Option<String>,
 }
 
 impl Refused {
@@ -113,12 +120,19 @@ impl Refused {
         self.samples + self.histograms + self.exemplars
     }
 
+    /// Of them, those of series over a limit.
+    pub fn over_limit(&self) -> usize {
+        self.rows() - self.repeated
+    }
+
     /// Both together, for batches of one request.
     pub fn join(&mut self, other: Refused) {
         self.series += other.series;
         self.samples += other.samples;
         self.histograms += other.histograms;
         self.exemplars += other.exemplars;
+        self.repeated += other.repeated;
+        self.repeat = self.repeat.take().or(other.repeat);
         for offender in other.offenders {
             self.name(offender);
         }
@@ -135,7 +149,17 @@ impl Refused {
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} points of {} new series refused", self.rows(), self.series)?;
+        if let Some(repeat) = &self.repeat {
+            f.write_str(repeat)?;
+            if self.repeated > 1 {
+                write!(f, " ({} points like it)", self.repeated)?;
+            }
+            if self.over_limit() == 0 {
+                return Ok(());
+            }
+            f.write_str("; ")?;
+        }
+        write!(f, "{} points of {} new series refused", self.over_limit(), self.series)?;
         for offender in &self.offenders {
             write!(f, "; {offender}")?;
         }
@@ -428,6 +452,16 @@ fn hashed(labels: &Labels) -> impl Iterator<Item = (&str, u64, u64)> {
     })
 }
 
+/// Labels for a message, perhaps cut.
+pub(super) fn shown(labels: &Labels) -> String {
+    let mut text = labels.to_string();
+    if text.len() > SAMPLE_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(SAMPLE_BYTES_MAX));
+        text.push_str("...");
+    }
+    text
+}
+
 const METRIC_NAME: &str = "__name__";
 
 fn metric_of(labels: &Labels) -> &str {
@@ -460,11 +494,7 @@ impl Active {
     /// The first limit that a new series with these labels would be over.
     fn over(&self, labels: &Labels, limits: &SeriesLimits) -> Option<Offender> {
         let offender = |limit, max, active, metric: Option<&str>, label: Option<&str>| {
-            let mut sample = labels.to_string();
-            if sample.len() > SAMPLE_BYTES_MAX {
-                sample.truncate(sample.floor_char_boundary(SAMPLE_BYTES_MAX));
-                sample.push_str("...");
-            }
+            let sample = shown(labels);
             let short = |text: &str| text[..text.floor_char_boundary(SAMPLE_BYTES_MAX)].to_owned();
             Some(Offender { limit, max, active, metric: metric.map(short), label: label.map(short), sample })
         };

@@ -12,7 +12,7 @@ use arrow::array::RecordBatch;
 
 use tracing::field::Empty;
 
-use super::{HeadBatch, HeadRows, merge_run, rows::split_by_bucket};
+use super::{HeadBatch, HeadRows, merge_run, points::Spans, rows::split_by_bucket};
 use crate::{
     ScanError,
     catalog::{Bucket, CatalogError, Commit, NewPart, Operation, TAG_TAIL, part_path},
@@ -111,7 +111,10 @@ impl Inner {
         let mut rows = Vec::with_capacity(prefix.len());
         for batch in &prefix {
             match batch.load(state.table) {
-                Ok(r) => rows.push(r),
+                Ok(r) => {
+                    self.note_replayed(state, batch, &r);
+                    rows.push(r);
+                }
                 // What the WAL cannot give back any more was reported when it was read; the rest goes on.
                 Err(ScanError::Corrupt { part, reason }) => self.report_corrupt(&part, &reason),
                 Err(e) => return Err(e),
@@ -149,6 +152,25 @@ impl Inner {
         tracing::debug!(tenant = %state.tenant, table = state.table.name(), rows = total, bytes = written,
             seconds = started.elapsed().as_secs_f64(), "flushed");
         Ok(true)
+    }
+
+    /// Notes the newest points of series among rows that were written before this process started: what contradicts them is to
+    /// be seen as it was before.
+    fn note_replayed(&self, state: &TableState, batch: &HeadBatch, rows: &RecordBatch) {
+        let spilled = batch.bytes > 0;
+        if spilled
+            || !matches!(batch.rows, HeadRows::Wal(_))
+            || !matches!(state.table, Table::MetricSamples | Table::MetricHistograms)
+        {
+            return;
+        }
+        let Some(series) = self.table(&state.tenant, Table::MetricSeries) else { return };
+        let mut spans = Spans::default();
+        // A store that is away is no reason not to flush: then they are not known, which refuses nothing.
+        if spans.add(state.table, rows).is_ok() && self.ensure_days(&series, &spans.days()).is_ok() {
+            spans.locate(&series.index.read());
+            spans.enter(&mut series.index.write());
+        }
     }
 
     /// A part for each bucket, in their order; none is left behind when one fails.

@@ -23,14 +23,14 @@ pub(crate) struct Entry {
 }
 
 /// A set of small numbers.
-struct Bits(Vec<u64>);
+pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
-    fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         Bits(vec![0; len.div_ceil(64)])
     }
 
-    fn set(&mut self, i: u32) {
+    pub fn set(&mut self, i: u32) {
         self.0[i as usize / 64] |= 1 << (i % 64);
     }
 
@@ -38,7 +38,7 @@ impl Bits {
         self.0[i as usize / 64] &= !(1 << (i % 64));
     }
 
-    fn has(&self, i: u32) -> bool {
+    pub fn has(&self, i: u32) -> bool {
         self.0[i as usize / 64] >> (i % 64) & 1 == 1
     }
 
@@ -67,13 +67,13 @@ struct Test {
 }
 
 /// Lives of the days of a range, asked for in ascending order of slots.
-struct Lives<'a> {
+pub(super) struct Lives<'a> {
     days: Vec<(&'a DayIndex, u32, Option<&'a Page>)>,
     range: TimeRange,
 }
 
 impl<'a> Lives<'a> {
-    fn is_alive(&mut self, slot: Slot) -> bool {
+    pub fn is_alive(&mut self, slot: Slot) -> bool {
         let range = self.range;
         self.of(slot).any(|life| range.overlaps(Timestamp(life.min_ts), Timestamp(life.max_ts)))
     }
@@ -90,7 +90,7 @@ impl<'a> Lives<'a> {
 }
 
 impl LabelIndex {
-    fn lives(&self, range: TimeRange) -> Lives<'_> {
+    pub(super) fn lives(&self, range: TimeRange) -> Lives<'_> {
         let first = range.start().day();
         let last = Timestamp(range.end().nanos().saturating_sub(1)).day();
         Lives { days: self.days.range(first..=last).map(|(_, d)| (d, u32::MAX, None)).collect(), range }
@@ -146,7 +146,7 @@ impl LabelIndex {
     }
 
     /// Slots of all series of the days, ascending.
-    fn everything(&self, lives: &Lives<'_>) -> Vec<Slot> {
+    pub(super) fn everything(&self, lives: &Lives<'_>) -> Vec<Slot> {
         let mut pages: Vec<u32> = lives.days.iter().flat_map(|(day, ..)| day.pages.keys().copied()).collect();
         pages.sort_unstable();
         pages.dedup();

@@ -4,10 +4,12 @@
 //! needs little memory, and while a bucket is away ([`spill`]). Batches are immutable; many small ones are merged into one behind the readers' backs.
 
 pub(crate) mod cardinality;
+mod census;
 pub(crate) mod flush;
 pub(crate) mod lookup;
 mod pairs;
 pub(crate) mod points;
+pub(crate) mod repeats;
 pub(crate) mod rows;
 pub(crate) mod series;
 pub(crate) mod spill;

@@ -15,6 +15,7 @@ use arrow::{
 
 use super::{
     pairs::Slot,
+    repeats::{Newest, marks},
     rows::{StoredRows, StreamSpan},
     series::{LabelIndex, PAGE, SeriesText},
 };
@@ -37,8 +38,41 @@ pub(crate) struct Span {
     /// Time of the earliest and the latest, nanoseconds.
     pub min: i64,
     pub max: i64,
+    /// What tells the latest from others at its time; see [`marks`].
+    mark: u64,
     /// Of a series that the index knows on that day.
     slot: Option<Slot>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// No points of a series but what hangs on them.
+    Exemplars,
+    Points,
+    /// Of which two that were the latest at one time differ.
+    Contradicting,
+}
+
+impl Span {
+    /// A point behind the others.
+    #[inline]
+    fn add(&mut self, at: i64, mark: u64) {
+        if at == self.max && mark != self.mark {
+            self.kind = Kind::Contradicting;
+        }
+        if at >= self.max {
+            (self.max, self.mark) = (at, mark);
+        }
+        self.min = self.min.min(at);
+    }
+
+    #[inline]
+    fn note(&self, index: &mut LabelIndex, slot: Option<Slot>) {
+        if let (Some(slot), true) = (slot, self.kind != Kind::Exemplars) {
+            index.note(slot, Newest { at: self.max, mark: self.mark });
+        }
+    }
 }
 
 /// The spans of an append.
@@ -68,26 +102,70 @@ impl Spans {
         super::rows::check_schema(table, batch)?;
         let ids = batch.column(0).as_primitive::<Int64Type>().values();
         let times = batch.column(1).as_primitive::<Int64Type>().values();
+        let marks = marks(table, batch);
+        let kind = if marks.is_some() { Kind::Points } else { Kind::Exemplars };
+        let marks = marks.as_deref().unwrap_or_default();
         let from = self.all.len();
         self.all.reserve(ids.len());
         // Points of a batch are mostly of one day.
         let (mut day, mut first, mut last) = (0, 1, 0);
-        for (id, ms) in ids.iter().zip(times) {
+        for (i, (id, ms)) in ids.iter().zip(times).enumerate() {
             if *ms < first || *ms > last {
                 day = ms.div_euclid(MILLIS_PER_DAY);
                 first = day.saturating_mul(MILLIS_PER_DAY);
                 last = first.saturating_add(MILLIS_PER_DAY - 1);
             }
             let ns = ms.saturating_mul(NANOS_PER_MILLI);
+            let mark = marks.get(i).copied().unwrap_or_default();
             match self.all[from..].last_mut() {
-                Some(s) if s.id == *id && s.day == day => (s.min, s.max) = (s.min.min(ns), s.max.max(ns)),
-                _ => self.all.push(Span { id: *id, day, min: ns, max: ns, slot: None }),
+                Some(s) if s.id == *id && s.day == day => s.add(ns, mark),
+                _ => self.all.push(Span { id: *id, day, min: ns, max: ns, mark, slot: None, kind }),
             }
         }
         Ok(())
     }
 
-    /// Widens the lives of the series, which the index knows by now.
+    /// Looks up where the index has the series.
+    pub fn locate(&mut self, index: &LabelIndex) {
+        self.numbering = index.numbering;
+        let mut known = index.cursor();
+        for span in &mut self.all {
+            span.slot = known.entry(span.day, span.id).map(|k| k.slot);
+        }
+    }
+
+    /// Whether a point may contradict the newest one of its series in the index, or another of these; never `false` when
+    /// one does, and `true` for little else.
+    pub fn may_contradict(&self, index: &LabelIndex) -> bool {
+        let points = || self.all.iter().filter(|s| s.kind != Kind::Exemplars);
+        let mut last = None;
+        let mut each_once = true;
+        for span in points() {
+            if span.kind == Kind::Contradicting {
+                return true;
+            }
+            each_once &= span.slot.is_some() && span.slot > last;
+            last = span.slot;
+            let Some(known) = span.slot.map(|slot| index.newest_of(slot)) else { continue };
+            let same = span.min == span.max && span.mark == known.mark;
+            if (span.min..=span.max).contains(&known.at) && !same {
+                return true;
+            }
+        }
+        if each_once {
+            return false;
+        }
+        let mut met: MixedMap<i64, ()> = MixedMap::default();
+        met.reserve(self.all.len());
+        if points().all(|s| met.insert(s.id, ()).is_none()) {
+            return false;
+        }
+        let mut times: Vec<(i64, i64, i64)> = points().map(|s| (s.id, s.min, s.max)).collect();
+        times.sort_unstable();
+        times.windows(2).any(|w| w[0].0 == w[1].0 && w[0].2 >= w[1].1)
+    }
+
+    /// Widens the lives of the series, which the index knows by now, and notes their newest points.
     pub fn enter(&self, index: &mut LabelIndex) {
         let same = self.numbering == index.numbering;
         let page = |s: &Span| s.slot.filter(|_| same).map(|slot| slot / PAGE as u32);
@@ -96,9 +174,11 @@ impl Spans {
                 Some(page) => {
                     let lives = spans.iter().filter_map(|s| Some((s.slot?, s.min, s.max)));
                     index.touch_page(spans[0].day, page, lives);
+                    spans.iter().for_each(|s| s.note(index, s.slot));
                 }
                 None => spans.iter().for_each(|s| {
-                    index.touch(s.day, s.id, s.min, s.max);
+                    let slot = index.touch(s.day, s.id, s.min, s.max);
+                    s.note(index, slot);
                 }),
             }
         }

@@ -12,7 +12,10 @@ use std::{
     sync::Arc,
 };
 
-use super::pairs::{Pair, Pairs, Slot};
+use super::{
+    pairs::{Pair, Pairs, Slot},
+    repeats::{Newest, NewestPoints},
+};
 use crate::{model::Labels, part::MixedMap};
 
 /// Type, unit and help of a series.
@@ -104,6 +107,7 @@ pub(crate) struct LabelIndex {
     /// Each text once.
     texts: Vec<Arc<SeriesText>>,
     text_of: HashMap<Arc<SeriesText>, u32>,
+    newest: NewestPoints,
     /// Grows when days are forgotten: who filled them and then looks must look whether it was for nothing.
     pub generation: u64,
     /// Grows when slots get other numbers.
@@ -207,19 +211,27 @@ impl LabelIndex {
         at
     }
 
-    /// Widens the life of a known entry; `false` when the id is not known on that day.
-    pub fn touch(&mut self, day: i64, id: i64, min_ts: i64, max_ts: i64) -> bool {
-        self.slots.get(&id).copied().is_some_and(|slot| self.touch_slot(day, slot, min_ts, max_ts))
+    /// Newest point of a series, as far as it is known.
+    pub fn newest(&self, id: i64) -> Option<Newest> {
+        self.slots.get(&id).map(|slot| self.newest.of(*slot))
     }
 
-    fn touch_slot(&mut self, day: i64, slot: Slot, min_ts: i64, max_ts: i64) -> bool {
-        match self.days.get_mut(&day).and_then(|d| d.life_mut(slot)) {
-            Some(life) => {
-                life.widen(min_ts, max_ts);
-                true
-            }
-            None => false,
-        }
+    #[inline]
+    pub fn newest_of(&self, slot: Slot) -> Newest {
+        self.newest.of(slot)
+    }
+
+    /// A point of a series, by its slot in the present numbering, that may be its newest.
+    #[inline]
+    pub fn note(&mut self, slot: Slot, point: Newest) {
+        self.newest.enter(slot, point);
+    }
+
+    /// Widens the life of a known entry, and gives its slot; `None` when the id is not known on that day.
+    pub fn touch(&mut self, day: i64, id: i64, min_ts: i64, max_ts: i64) -> Option<Slot> {
+        let slot = *self.slots.get(&id)?;
+        self.days.get_mut(&day)?.life_mut(slot)?.widen(min_ts, max_ts);
+        Some(slot)
     }
 
     /// As [`LabelIndex::touch`] for many slots (of the present numbering) of one page of a day: slot, first and last time.
@@ -281,6 +293,8 @@ impl LabelIndex {
     /// Forgets these days, so that they are filled again.
     pub fn forget_days(&mut self, days: &BTreeSet<i64>) {
         self.generation += 1;
+        // The newest may be among what was deleted.
+        self.newest.forget();
         self.days.retain(|day, _| !days.contains(day));
         self.forget_series();
     }
@@ -309,7 +323,8 @@ impl LabelIndex {
         self.generation = old.generation;
         self.numbering = old.numbering + 1;
         for (slot, _) in alive.iter().enumerate().filter(|(_, alive)| **alive) {
-            self.register(old.ids[slot], &old.labels_of(slot as Slot));
+            let (slot, new) = (slot as Slot, self.register(old.ids[slot], &old.labels_of(slot as Slot)));
+            self.newest.enter(new, old.newest.of(slot));
         }
         for (day, known) in &old.days {
             self.days.entry(*day).or_default().parts.clone_from(&known.parts);

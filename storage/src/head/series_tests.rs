@@ -143,8 +143,8 @@ proptest! {
         }
         // Slots and lives go on where they were.
         for ((day, id), (min, max)) in &lives {
-            prop_assert!(index.touch(*day, *id, *min, *max));
+            prop_assert!(index.touch(*day, *id, *min, *max).is_some());
         }
-        prop_assert!(!index.touch(forgotten - 1, 1, 0, 0));
+        prop_assert!(index.touch(forgotten - 1, 1, 0, 0).is_none());
     }
 }

@@ -471,3 +471,49 @@ fn samples_of_known_series_of_2_0_come_without_labels_whatever_the_numbers_of_th
     let w = take(&[b"", b"__name__", b"up", b"help"], &[with(&[1, 2, 9, 9], MS, &[8, 1, 24, 3], 0)]);
     assert_eq!((w.samples, w.of_known, w.decoded.rejected.total()), (0, 0, 1));
 }
+
+#[test]
+fn labels_behind_the_samples_make_another_series() {
+    let known = KnownSeries::default();
+    let take = |body: &[u8], version| {
+        let mut w = decode_known(body, version, &Limits::default(), NOW, &Families::default(), Some(&known)).unwrap();
+        known.learn(std::mem::take(&mut w.declared));
+        w
+    };
+    let ids = |w: &Write| ints(&metrics(w)[0].samples, "series_id");
+    let id_of = |pairs: &[(&str, &str)]| Some(Labels::from_pairs(pairs.iter().copied()).id());
+    let (up, zoned) = (id_of(&[("__name__", "up")]), id_of(&[("__name__", "up"), ("zone", "b")]));
+    // 1.0: the bytes up to the sample are those of another series, the one that is likely to come.
+    let in_front = |ms| {
+        let mut series = Vec::new();
+        put_bytes(&mut series, 1, &label_v1(b"__name__", b"up"));
+        put_bytes(&mut series, 2, &sample(ms, 1.0));
+        series
+    };
+    let behind = |ms| {
+        let mut series = in_front(ms);
+        put_bytes(&mut series, 1, &label_v1(b"zone", b"b"));
+        series
+    };
+    let body = |series: &[Vec<u8>]| {
+        let mut out = Vec::new();
+        series.iter().for_each(|s| put_bytes(&mut out, 1, s));
+        out
+    };
+    assert_eq!(ids(&take(&body(&[behind(MS)]), Version::V1)), [zoned]);
+    assert_eq!(ids(&take(&body(&[in_front(MS)]), Version::V1)), [up]);
+    for ms in 1..4 {
+        let w = take(&body(&[in_front(MS + ms), behind(MS + ms), in_front(MS + ms + 10)]), Version::V1);
+        assert_eq!((w.samples, w.of_known), (3, 2));
+        assert_eq!(ids(&w), [up, zoned, up]);
+        assert_eq!(metrics(&w)[0].series.num_rows(), 1, "the labels of the one that is not known come along");
+    }
+    // 2.0: all references count, wherever they are.
+    let symbols: [&[u8]; 5] = [b"", b"__name__", b"up", b"zone", b"b"];
+    let mut split = series_v2(&[1, 2], &[(MS + 20, 1.0)]);
+    put_bytes(&mut split, 1, &[3, 4]);
+    for _ in 0..2 {
+        let series = [series_v2(&[1, 2], &[(MS + 20, 1.0)]), split.clone()];
+        assert_eq!(ids(&take(&request_v2(&symbols, &series), Version::V2)), [up, zoned]);
+    }
+}
