@@ -140,7 +140,8 @@ fn expositions_of_scraped_targets() {
     use prom_text::{DecodeError, Format, Options, Point};
     let judge = |input: &[u8], format: Format| {
         let (mut samples, mut exemplars, mut histograms) = (0, 0, 0);
-        let read = prom_text::decode(input, format, Options { native: true, classic_too: true }, &mut |s| {
+        let options = Options { native: true, classic_too: true, custom_buckets: true };
+        let read = prom_text::decode(input, format, options, &mut |s| {
             assert_eq!(s.labels[0].0, "__name__");
             samples += 1;
             exemplars += s.exemplars.len();

@@ -44,7 +44,10 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, name: String, a
         let mut answers = answers.lock();
         if answers.len() > 1 { answers.remove(0) } else { answers[0] }
     };
-    let text = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let location = if (300..400).contains(&status) { "location: /moved\r\n" } else { "" };
+    let length = body.len();
+    let text =
+        format!("HTTP/1.1 {status} x\r\n{location}content-length: {length}\r\nconnection: close\r\n\r\n{body}");
     let _ = stream.write_all(text.as_bytes()).await;
     let _ = stream.shutdown().await;
 }
@@ -82,8 +85,8 @@ impl Site {
     }
 
     /// A server whose certificate, for `server.test`, and whose clients' are of one authority. In the folder: `ca.pem`,
-    /// `client.pem`, `client.key`.
-    async fn with_tls() -> Site {
+    /// `client.pem`, `client.key`. `protocols`: those it offers by ALPN, the first first.
+    async fn with_tls(protocols: &[&str]) -> Site {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -106,12 +109,13 @@ impl Site {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
         let key = PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![server.der().clone()], key)
             .unwrap();
+        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
         Site::new(Some(config), dir).await
     }
 
@@ -131,7 +135,7 @@ fn client(config: &str) -> HttpClient {
 
 #[tokio::test]
 async fn a_server_is_trusted_by_its_authority_and_its_name_and_shown_our_certificate() {
-    let site = Site::with_tls().await;
+    let site = Site::with_tls(&[]).await;
     let file = |name: &str| site.path(name).display().to_string();
     let (ca, cert, key) = (file("ca.pem"), file("client.pem"), file("client.key"));
     let ours = format!(r#""cert_file":"{cert}","key_file":"{key}""#);
@@ -252,6 +256,35 @@ async fn a_proxy_is_asked_except_for_what_it_is_not_for() {
     assert!(proxy.asked.lock()[0].starts_with(&format!("- GET http://{}/m HTTP/1.1", target.address)));
     get(&client(&config("127.0.0.0/8,.x")), &format!("http://{}/m", target.address)).await.unwrap();
     assert_eq!((proxy.asked.lock().len(), target.asked.lock().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn redirects_are_followed_unless_told_otherwise() {
+    let site = Site::new(None, tempfile::tempdir().unwrap()).await;
+    let url = format!("http://{}/m", site.address);
+    *site.answers.lock() = vec![(302, ""), (200, "there")];
+    assert_eq!(get(&client(""), &url).await.unwrap(), "200 there");
+    assert!(site.asked.lock()[1].starts_with("- GET /moved HTTP/1.1"));
+    *site.answers.lock() = vec![(302, "")];
+    assert_eq!(get(&client(r#""follow_redirects":false"#), &url).await.unwrap(), "302 ");
+    assert_eq!(site.asked.lock().len(), 3);
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_offered_unless_told_otherwise() {
+    let site = Site::with_tls(&["h2", "http/1.1"]).await;
+    let file = |name: &str| site.path(name).display().to_string();
+    let tls = format!(
+        r#""tls_config":{{"insecure_skip_verify":true,"cert_file":"{}","key_file":"{}"}}"#,
+        file("client.pem"),
+        file("client.key")
+    );
+    let url = format!("https://{}/m", site.address);
+    assert_eq!(get(&client(&format!(r#""enable_http2":false,{tls}"#)), &url).await.unwrap(), "200 fine");
+    assert!(site.asked.lock().pop().unwrap().contains("GET /m HTTP/1.1"));
+    // This server says it knows the protocol; what it is asked with is enough.
+    get(&client(&tls), &url).await.unwrap_err();
+    assert!(site.asked.lock().pop().unwrap().contains("PRI * HTTP/2.0"));
 }
 
 #[test]

@@ -412,7 +412,7 @@ with_discovery!(
     scrape_classic_histograms: Option<bool>,
     convert_classic_histograms_to_nhcb: Option<bool>,
     extra_scrape_metrics: Option<bool>,
-    scrape_failure_log_file: Option<Value>,
+    scrape_failure_log_file: Option<PathBuf>,
     metrics_path: Option<String>,
     scheme: Scheme,
     enable_compression: Option<bool>,
@@ -423,8 +423,8 @@ with_discovery!(
     label_name_length_limit: Option<u64>,
     label_value_length_limit: Option<u64>,
     keep_dropped_targets: Option<u64>,
-    native_histogram_bucket_limit: Option<Value>,
-    native_histogram_min_bucket_factor: Option<Value>,
+    native_histogram_bucket_limit: Option<u64>,
+    native_histogram_min_bucket_factor: Option<f64>,
     metric_name_validation_scheme: Option<String>,
     metric_name_escaping_scheme: Option<String>,
     relabel_configs: Vec<RuleConfig>,
@@ -478,7 +478,7 @@ pub struct Global {
     /// What Prometheus adds to all that leaves it: alerts here.
     pub external_labels: BTreeMap<String, Text>,
     pub query_log_file: Option<Value>,
-    pub scrape_failure_log_file: Option<Value>,
+    pub scrape_failure_log_file: Option<PathBuf>,
 }
 
 /// A whole Prometheus configuration file: the one place where it is read.

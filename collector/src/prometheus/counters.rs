@@ -27,6 +27,8 @@ pub struct Counters {
     pub ahead: AtomicU64,
     pub exemplars_refused: AtomicU64,
     pub stale_markers: AtomicU64,
+    /// Classic histograms that `convert_classic_histograms_to_nhcb` left as they are: they are none.
+    pub not_converted: AtomicU64,
     /// Discovered targets that make none: no address, broken times.
     pub invalid_targets: AtomicU64,
     /// Discoveries that failed; the targets known before stay.
@@ -46,7 +48,7 @@ pub fn render(sources: &[(String, Arc<Counters>)], out: &mut String) {
     if sources.is_empty() {
         return;
     }
-    let families: [Family; 12] = [
+    let families: [Family; 13] = [
         ("scrapes", |c| &c.scrapes),
         ("failed_scrapes", |c| &c.failed),
         ("samples", |c| &c.scraped),
@@ -57,6 +59,7 @@ pub fn render(sources: &[(String, Arc<Counters>)], out: &mut String) {
         ("ahead", |c| &c.ahead),
         ("exemplars_refused", |c| &c.exemplars_refused),
         ("stale_markers", |c| &c.stale_markers),
+        ("histograms_not_converted", |c| &c.not_converted),
         ("invalid_targets", |c| &c.invalid_targets),
         ("discovery_failures", |c| &c.discovery_failures),
     ];

@@ -16,10 +16,32 @@ use super::{
     alertmanagers::{self, Alerting},
     config::{File, Global, HttpConfig, OAuth2, Scheme, ScrapeConfig, Size, Span, TlsConfig, parse_span},
     discovery::Discovery,
+    resolution::{self, Resolution},
 };
 
 /// Bytes of one body unless `body_size_limit` says less: more than any real target exposes.
 pub const BODY_BYTES_MAX: usize = 256 << 20;
+
+/// Headers that `http_headers` may not set, as they are someone else's. Source: Prometheus 3.
+const HEADERS_TAKEN: [&str; 17] = [
+    "Accept-Encoding",
+    "Authorization",
+    "Connection",
+    "Content-Encoding",
+    "Content-Length",
+    "Content-Type",
+    "Host",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "User-Agent",
+    "Www-Authenticate",
+    "X-Amz-Content-Sha256",
+    "X-Amz-Date",
+    "X-Amz-Security-Token",
+    "X-Prometheus-Remote-Write-Version",
+    "X-Prometheus-Scrape-Timeout-Seconds",
+];
 
 const INTERVAL: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,10 +90,14 @@ pub struct Job {
     pub compression: bool,
     pub body_bytes_max: usize,
     pub limits: SampleLimits,
+    /// Of native histograms.
+    pub resolution: Resolution,
     pub target_limit: Option<u64>,
     /// Dropped targets remembered for the API.
     pub keep_dropped: usize,
     pub extra_metrics: bool,
+    /// Where scrapes that fail are written, a line of JSON each.
+    pub failure_log: Option<PathBuf>,
     pub relabel: Vec<Rule>,
     pub metric_relabel: Vec<Rule>,
     pub http: HttpConfig,
@@ -137,16 +163,14 @@ pub fn check(file: &File, folder: &Path) -> Checked {
         ("remote_write", file.remote_write.is_some(), " here: configure a sink of type prometheus_remote_write"),
         ("remote_read", file.remote_read.is_some(), ""),
         ("global.query_log_file", file.global.query_log_file.is_some(), ""),
-        (
-            "global.scrape_failure_log_file",
-            file.global.scrape_failure_log_file.is_some(),
-            ": failures are logged at debug",
-        ),
     ] {
         top.unsupported(key, set, instead);
     }
-    if file.global.convert_classic_histograms_to_nhcb == Some(true) {
-        top.unsupported("global.convert_classic_histograms_to_nhcb", true, ": classic histograms stay classic");
+    let (interval, timeout) = (file.global.scrape_interval, file.global.scrape_timeout);
+    let interval = interval.filter(|s| !s.0.is_zero()).unwrap_or(Span(INTERVAL));
+    if let Some(timeout) = timeout.filter(|t| t.0 > interval.0) {
+        let message = format!("scrape timeout {timeout} is longer than the scrape interval {interval}");
+        top.error("global.scrape_timeout", message);
     }
     let mut names = BTreeSet::new();
     let mut jobs = Vec::new();
@@ -167,24 +191,17 @@ pub fn check(file: &File, folder: &Path) -> Checked {
 }
 
 fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<'_>) -> Job {
-    unsupported(config, at);
     let discoveries = ": its targets are not scraped; file_sd_configs or http_sd_configs can name them";
     unsupported_discoveries(&config.unsupported_discoveries(), discoveries, at);
-    let interval = config.scrape_interval.or(global.scrape_interval).map_or(INTERVAL, |s| s.0);
-    if interval.is_zero() {
-        at.error("scrape_interval", "is 0; expected more");
-    }
-    let timeout = match (config.scrape_timeout, global.scrape_timeout) {
-        (Some(own), _) => own.0,
-        // What is inherited gives way.
-        (None, Some(global)) => global.0.min(interval),
-        (None, None) => TIMEOUT.min(interval),
-    };
+    // 0 is what is not said.
+    let said = |span: Option<Span>| span.map(|s| s.0).filter(|s| !s.is_zero());
+    let interval = said(config.scrape_interval).or(said(global.scrape_interval)).unwrap_or(INTERVAL);
+    // What is inherited gives way.
+    let default = said(global.scrape_timeout).unwrap_or(TIMEOUT).min(interval);
+    let timeout = said(config.scrape_timeout).unwrap_or(default);
     if timeout > interval {
         let (timeout, interval) = (Span(timeout), Span(interval));
         at.error("scrape_timeout", format!("scrape timeout {timeout} is longer than the scrape interval {interval}"));
-    } else if timeout.is_zero() {
-        at.error("scrape_timeout", "is 0; expected more");
     }
     let native = config.scrape_native_histograms.or(global.scrape_native_histograms).unwrap_or(false);
     let classic = config.always_scrape_classic_histograms.or(config.scrape_classic_histograms);
@@ -201,6 +218,11 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
     let escaping = config.metric_name_escaping_scheme.as_deref().or(global.metric_name_escaping_scheme.as_deref());
     let escaping = match escaping {
         None if legacy_names => "underscores",
+        Some("allow-utf-8") if legacy_names => {
+            let message = "allow-utf-8 asks for names that metric_name_validation_scheme `legacy` refuses";
+            at.error("metric_name_escaping_scheme", message);
+            "allow-utf-8"
+        }
         None | Some("allow-utf-8") => "allow-utf-8",
         Some("underscores") => "underscores",
         Some("dots") => "dots",
@@ -211,8 +233,9 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
             "allow-utf-8"
         }
     };
-    let limit = |own: Option<u64>, global: Option<u64>| own.or(global).filter(|n| *n > 0);
-    let body = config.body_size_limit.or(global.body_size_limit).map_or(0, |Size(n)| n);
+    let limit = |own: Option<u64>, global: Option<u64>| own.filter(|n| *n > 0).or(global).filter(|n| *n > 0);
+    let bytes = |size: Option<Size>| size.map(|Size(n)| n);
+    let body = limit(bytes(config.body_size_limit), bytes(global.body_size_limit)).unwrap_or(0);
     // Of all that it follows from; what is not the scraper's left out.
     let inherited = Global {
         evaluation_interval: None,
@@ -240,6 +263,10 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
         options: Options {
             native,
             classic_too: classic.or(global.always_scrape_classic_histograms).unwrap_or(false),
+            custom_buckets: config
+                .convert_classic_histograms_to_nhcb
+                .or(global.convert_classic_histograms_to_nhcb)
+                .unwrap_or(false),
         },
         legacy_names,
         escaping,
@@ -254,10 +281,20 @@ fn job(config: &ScrapeConfig, global: &Global, folder: &Path, at: &mut Findings<
             name_bytes: limit(config.label_name_length_limit, global.label_name_length_limit),
             value_bytes: limit(config.label_value_length_limit, global.label_value_length_limit),
         },
+        resolution: Resolution {
+            buckets_max: limit(config.native_histogram_bucket_limit, None),
+            schema_max: resolution::schema_of(config.native_histogram_min_bucket_factor.unwrap_or(0.0)),
+        },
         target_limit: limit(config.target_limit, global.target_limit),
         keep_dropped: limit(config.keep_dropped_targets, global.keep_dropped_targets)
             .map_or(DROPPED_KEPT, |n| usize::try_from(n).unwrap_or(DROPPED_KEPT).min(DROPPED_KEPT)),
         extra_metrics: config.extra_scrape_metrics.or(global.extra_scrape_metrics).unwrap_or(false),
+        failure_log: config
+            .scrape_failure_log_file
+            .as_ref()
+            .or(global.scrape_failure_log_file.as_ref())
+            .filter(|file| !file.as_os_str().is_empty())
+            .map(|file| folder.join(file)),
         relabel: rules(&config.relabel_configs, "relabel_configs", at),
         metric_relabel: rules(&config.metric_relabel_configs, "metric_relabel_configs", at),
         http: http(config.http(), folder, at),
@@ -274,6 +311,9 @@ fn unknown_protocol(name: &str) -> String {
 
 fn protocols(names: Option<&Vec<String>>, native: bool, at: &mut Findings<'_>) -> Vec<Protocol> {
     let mut out: Vec<Protocol> = Vec::new();
+    if names.is_some_and(Vec::is_empty) {
+        at.error("scrape_protocols", "is empty; name a protocol, or leave it out");
+    }
     for (i, name) in names.into_iter().flatten().enumerate() {
         let key = format!("scrape_protocols[{i}]");
         match Protocol::parse(name) {
@@ -306,27 +346,6 @@ pub(super) fn unsupported_discoveries(found: &[(&str, bool)], instead: &str, at:
     for (key, set) in found {
         at.unsupported(key, *set, instead);
     }
-}
-
-/// What a scrape configuration may have in Prometheus and not here.
-fn unsupported(config: &ScrapeConfig, at: &mut Findings<'_>) {
-    let resolution = ": native histograms are stored at the resolution they come in";
-    at.unsupported("native_histogram_bucket_limit", config.native_histogram_bucket_limit.is_some(), resolution);
-    at.unsupported(
-        "native_histogram_min_bucket_factor",
-        config.native_histogram_min_bucket_factor.is_some(),
-        resolution,
-    );
-    at.unsupported(
-        "convert_classic_histograms_to_nhcb",
-        config.convert_classic_histograms_to_nhcb == Some(true),
-        ": classic histograms stay classic",
-    );
-    at.unsupported(
-        "scrape_failure_log_file",
-        config.scrape_failure_log_file.is_some(),
-        ": failures are logged at debug",
-    );
 }
 
 /// Paths made absolute; contradictions and what we do not do told.
@@ -372,20 +391,29 @@ pub(super) fn http(mut config: HttpConfig, folder: &Path, at: &mut Findings<'_>)
         join(&mut oauth2.client_secret_file);
         oauth2_keys(oauth2, &mut at.below("oauth2"));
         tls(&mut oauth2.tls_config, folder, &mut at.below("oauth2"));
-        proxy(oauth2.proxy_url.as_ref(), oauth2.no_proxy.is_some(), &mut at.below("oauth2"));
+        let (url, except) = (oauth2.proxy_url.as_ref(), oauth2.no_proxy.is_some());
+        proxy(url, except, oauth2.proxy_from_environment, &mut at.below("oauth2"));
     }
     join(&mut config.bearer_token_file);
     tls(&mut config.tls_config, folder, at);
-    for header in config.http_headers.values_mut() {
+    for (name, header) in &mut config.http_headers {
+        if HEADERS_TAKEN.iter().any(|taken| taken.eq_ignore_ascii_case(name)) {
+            at.error(&format!("http_headers.{name}"), format!("{name:?} is not to be set here"));
+        }
         for file in &mut header.files {
             *file = folder.join(&*file);
         }
     }
-    proxy(config.proxy_url.as_ref(), config.no_proxy.is_some() && !config.proxy_from_environment, at);
+    proxy(config.proxy_url.as_ref(), config.no_proxy.is_some(), config.proxy_from_environment, at);
     config
 }
 
-fn proxy(url: Option<&String>, no_proxy: bool, at: &mut Findings<'_>) {
+fn proxy(url: Option<&String>, no_proxy: bool, of_environment: bool, at: &mut Findings<'_>) {
+    if of_environment && (url.is_some() || no_proxy) {
+        let key = if url.is_some() { "proxy_url" } else { "no_proxy" };
+        at.error(key, "cannot stand beside proxy_from_environment, which says it all");
+        return;
+    }
     match url {
         Some(url) => {
             if let Err(e) = reqwest::Proxy::all(url) {

@@ -158,7 +158,10 @@ async fn a_target_is_asked_as_prometheus_asks_and_all_its_samples_bear_one_time(
 
 #[tokio::test]
 async fn a_target_that_fails_is_down_with_its_reason_and_its_series_end() {
-    let mut world = World::new(&format!(r#"{STATIC},"body_size_limit":"1KB""#), "a 1\nb 2\n").await;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("failures.json");
+    let config = format!(r#"{STATIC},"body_size_limit":"1KB","scrape_failure_log_file":"{}""#, log.display());
+    let mut world = World::new(&config, "a 1\nb 2\n").await;
     world.until("up{} 1").await;
     world.script.0.lock().0 = StatusCode::NOT_FOUND;
     let got = world.until("up{} 0").await;
@@ -180,6 +183,43 @@ async fn a_target_that_fails_is_down_with_its_reason_and_its_series_end() {
             }
         }
         assert_eq!(world.last_error(), (Health::Down, want.into()));
+        // The log of failures has a line of it.
+        let lines = std::fs::read_to_string(&log).unwrap();
+        let line: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let url = format!("http://{}/metrics", world.address);
+        for (key, told) in [("msg", want), ("level", "ERROR"), ("job_name", "j"), ("target", &url)] {
+            assert_eq!(line[key], told, "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn compression_and_escaping_are_asked_for_as_the_job_says() {
+    for (config, encoding, escaping) in [
+        (r#""enable_compression":false,"metric_name_escaping_scheme":"dots""#, "identity", "dots"),
+        (r#""enable_compression":true,"metric_name_escaping_scheme":"values""#, "gzip", "values"),
+        (r#""metric_name_validation_scheme":"legacy""#, "gzip", "underscores"),
+    ] {
+        let mut world = World::new(&format!("{STATIC},{config}"), "a 1\n").await;
+        world.until("a{} 1").await;
+        let headers = world.script.0.lock().3.last().unwrap().1.clone();
+        assert_eq!(headers["accept-encoding"], encoding, "{config}");
+        let accept = headers["accept"].to_str().unwrap();
+        // The old text format knows no escaping.
+        assert!(accept.contains(&format!("text/plain;version=1.0.0;escaping={escaping};")), "{config}: {accept}");
+        assert!(accept.contains(&format!("version=1.0.0;escaping={escaping};q=0.6,")), "{config}: {accept}");
+    }
+}
+
+#[tokio::test]
+async fn dropped_targets_are_remembered_up_to_their_limit() {
+    let drop = r#""relabel_configs":[{"source_labels":["__address__"],"regex":"x.","action":"drop"}]"#;
+    for (limit, kept) in [("", 3), (r#","keep_dropped_targets":2"#, 2), (r#","keep_dropped_targets":0"#, 3)] {
+        let targets = r#""static_configs":[{"targets":["TARGET","x1","x2","x3"]}]"#;
+        let mut world = World::new(&format!("{targets},{drop}{limit}"), "a 1\n").await;
+        world.until("a{} 1").await;
+        let pool = world.pools.all()[0].clone();
+        assert_eq!((pool.active().len(), pool.dropped().len(), pool.dropped_total()), (1, kept, 3), "{limit}");
     }
 }
 

@@ -19,6 +19,7 @@ pub mod counters;
 pub mod discovery;
 pub mod job;
 mod oauth2;
+mod resolution;
 mod scrape_loop;
 pub mod scrape_pool;
 mod series;

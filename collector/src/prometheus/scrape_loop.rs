@@ -4,6 +4,7 @@
 //! restarts. All samples of a scrape bear one time: that which was planned, where we are within 2 ms of it.
 
 use std::{
+    io::Write as _,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -202,12 +203,14 @@ impl ScrapeLoop {
             (&counters.ahead, taken.ahead),
             (&counters.exemplars_refused, taken.exemplars_refused),
             (&counters.stale_markers, taken.stale),
+            (&counters.not_converted, taken.not_converted),
         ] {
             Counters::add(counter, n);
         }
         let error = read.err().map(|f| f.message).unwrap_or_default();
         if !error.is_empty() {
             tracing::debug!(job = self.job.name, url = self.target.url, error, "scrape failed");
+            self.tell_failure(&error).await;
         }
         {
             let mut status = self.target.status.lock();
@@ -218,6 +221,25 @@ impl ScrapeLoop {
         }
         self.deliver(taken.finish(), next).await;
         Some(memory)
+    }
+
+    /// Appends a failure to the job's `scrape_failure_log_file`, in Prometheus' form. Opened each time: it may be rotated.
+    async fn tell_failure(&self, error: &str) {
+        let Some(path) = self.job.failure_log.clone() else { return };
+        let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        let (job, target) = (&self.job.name, &self.target.url);
+        let mut line =
+            serde_json::json!({"time": time, "level": "ERROR", "msg": error, "job_name": job, "target": target})
+                .to_string();
+        line.push('\n');
+        let append = move || {
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+            let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+            written.map_err(|error| (path, error))
+        };
+        if let Ok(Err((path, error))) = tokio::task::spawn_blocking(append).await {
+            tracing::warn!(path = %path.display(), %error, "cannot write to scrape_failure_log_file");
+        }
     }
 
     /// Asks the target; the body as it comes.

@@ -169,6 +169,8 @@ pub struct Taken {
     /// Samples with a time of their own that is too far ahead.
     pub ahead: u64,
     pub exemplars_refused: u64,
+    /// Classic histograms that stay so since they are none.
+    pub not_converted: u64,
 }
 
 impl Taken {
@@ -255,6 +257,7 @@ impl Memory {
             Some(message) if read.is_ok() => Err(ScrapeError::Refused(message)),
             _ => read,
         };
+        let read = read.map(|told| scrape.taken.not_converted = told.not_converted);
         if read.is_err() {
             self.current.clear();
             scrape.taken.batches.clear();
@@ -332,7 +335,7 @@ impl Memory {
 /// One body under way.
 struct Scrape {
     taken: Taken,
-    /// The sample limit was met; the rest is counted all the same.
+    /// A limit was met; the rest is counted all the same.
     over_limit: Option<String>,
     now_ms: i64,
 }
@@ -364,10 +367,20 @@ impl Scrape {
         };
         let Some(series) = series else { return Ok(()) };
         self.taken.kept += 1;
-        if let Some(limit) = job.limits.samples.filter(|l| self.taken.kept > *l) {
-            if self.over_limit.is_none() {
-                self.over_limit = Some(format!("sample limit exceeded: more than {limit} samples after relabelling"));
+        let mut coarser = None;
+        if let Point::Histogram(row) = sample.point {
+            match job.resolution.fit(row) {
+                Ok(fitting) => coarser = fitting,
+                Err(()) => {
+                    self.refuse(|| {
+                        format!("histogram bucket limit exceeded: {} has too many buckets", series.metric)
+                    });
+                    return Ok(());
+                }
             }
+        }
+        if let Some(limit) = job.limits.samples.filter(|l| self.taken.kept > *l) {
+            self.refuse(|| format!("sample limit exceeded: more than {limit} samples after relabelling"));
             return Ok(());
         }
         self.taken.added += u64::from(new);
@@ -389,7 +402,9 @@ impl Scrape {
         let id = series.declare(&mut self.taken.rows);
         match sample.point {
             Point::Value(value) => self.taken.rows.sample(id, ts_ms, sample.start_ms, value),
-            Point::Histogram(row) => self.taken.rows.histogram(id, ts_ms, sample.start_ms, row),
+            Point::Histogram(row) => {
+                self.taken.rows.histogram(id, ts_ms, sample.start_ms, coarser.as_ref().unwrap_or(row));
+            }
         }
         if !sample.exemplars.is_empty() {
             self.exemplars(memory, id, ts_ms, sample);
@@ -398,6 +413,12 @@ impl Scrape {
             self.taken.flush();
         }
         Ok(())
+    }
+
+    /// The scrape is over a limit.
+    #[cold]
+    fn refuse(&mut self, why: impl FnOnce() -> String) {
+        self.over_limit.get_or_insert_with(why);
     }
 
     /// The series of exposed labels; `None`: relabelling drops it.
@@ -433,7 +454,9 @@ impl Scrape {
         let Some(known) = memory.known.get_mut(sample.key) else { return };
         for exemplar in sample.exemplars {
             let chars: usize = exemplar.labels.iter().map(|(n, v)| n.chars().count() + v.chars().count()).sum();
-            if chars > EXEMPLAR_CHARS_MAX {
+            // Several of one histogram are told apart by their times, as in Prometheus.
+            let untimed = matches!(sample.point, Point::Histogram(_)) && exemplar.ts_ms.is_none();
+            if chars > EXEMPLAR_CHARS_MAX || untimed {
                 self.taken.exemplars_refused += 1;
                 continue;
             }

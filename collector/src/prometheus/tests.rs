@@ -17,7 +17,13 @@ use super::{
 };
 
 pub(super) fn checked(configs: &str) -> Checked {
-    let value: serde_json::Value = serde_json::from_str(&format!("{{\"scrape_configs\":[{configs}]}}")).unwrap();
+    checked_under("", configs)
+}
+
+/// `global`: keys of that section.
+fn checked_under(global: &str, configs: &str) -> Checked {
+    let text = format!("{{\"global\":{{{global}}},\"scrape_configs\":[{configs}]}}");
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let file: File = serde_json::from_value(value).unwrap();
     job::check(&file, Path::new("/etc/prometheus"))
 }
@@ -281,6 +287,71 @@ fn a_native_histogram_ends_as_one() {
     assert_eq!((end[0].histograms.num_rows(), rows(&end)), (1, vec![format!("h{{{J}}} @2000 stale")]));
 }
 
+const H: &str =
+    "# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"2\"} 2\nh_bucket{le=\"+Inf\"} 3\nh_sum 4\nh_count 3\n";
+
+#[test]
+fn a_classic_histogram_is_scraped_as_one_with_custom_buckets() {
+    let convert = r#""convert_classic_histograms_to_nhcb":true"#;
+    let mut s = Scripted::new(&format!(
+        r#"{convert},"sample_limit":1,"metric_relabel_configs":[{{"source_labels":["__name__"],"regex":"h","target_label":"z","replacement":"y"}},
+        {{"regex":"le","action":"labeldrop"}}]"#
+    ));
+    let (taken, read) = s.take(H, 1000);
+    read.unwrap();
+    assert_eq!((taken.scraped, taken.kept, taken.added, taken.not_converted), (1, 1, 1, 0));
+    let first = taken.finish();
+    assert_eq!((first[0].histograms.num_rows(), first[0].samples.num_rows()), (1, 0));
+    assert_eq!(rows(&first), [format!("h{{{J},z=y}} @1000 4")]);
+    // It goes, as what it was.
+    let (taken, _) = s.take("", 2000);
+    let end = taken.finish();
+    assert_eq!((end[0].histograms.num_rows(), rows(&end)), (1, vec![format!("h{{{J},z=y}} @2000 stale")]));
+    // It turns up broken: its classic series then, which end when it is right again.
+    let mut s = Scripted::new(convert);
+    let h = format!("h{{{J}}}");
+    s.gives(H, 1000, &[&format!("{h} @1000 4")]);
+    let broken = H.replace("h_count 3", "h_count 9");
+    let (taken, _) = s.take(&broken, 2000);
+    assert_eq!((taken.not_converted, taken.kept, taken.stale), (1, 5, 1));
+    let (taken, _) = s.take(H, 3000);
+    assert_eq!((taken.not_converted, taken.kept, taken.stale), (0, 1, 5));
+    let both = Scripted::new(&format!(r#"{convert},"always_scrape_classic_histograms":true"#)).take(H, 1000).0;
+    assert_eq!((both.scraped, both.kept), (6, 6));
+}
+
+#[test]
+fn native_histograms_are_held_to_their_limits() {
+    let limited = |more: &str| Scripted::new(&format!(r#""convert_classic_histograms_to_nhcb":true{more}"#));
+    let why = "histogram bucket limit exceeded: h has too many buckets";
+    limited(r#","native_histogram_bucket_limit":3"#).take(H, 1).1.unwrap();
+    let taken = limited(r#","native_histogram_bucket_limit":2"#).refuses(H, 1, why);
+    assert_eq!((taken.scraped, taken.kept, taken.added), (1, 1, 0));
+    // Exponential ones are made coarser: indexes 1 and 2 of schema 3 are 1 of schema 2.
+    let mut h = vec![0x08, 2, 0x11];
+    h.extend(1.5f64.to_le_bytes());
+    h.extend([0x28, 6, 0x62, 4, 0x08, 2, 0x10, 2, 0x6a, 2, 2, 0]);
+    let metric = [vec![0x3a, h.len() as u8], h].concat();
+    let family = [vec![0x0a, 1, b'h', 0x18, 4, 0x22, metric.len() as u8], metric].concat();
+    let body = [vec![family.len() as u8], family].concat();
+    for (limit, schema) in [
+        (r#""native_histogram_bucket_limit":2"#, 3),
+        (r#""native_histogram_bucket_limit":1"#, 2),
+        (r#""native_histogram_min_bucket_factor":1.1"#, 2),
+        (r#""native_histogram_min_bucket_factor":4"#, -1),
+    ] {
+        let mut s = Scripted::new(&format!(r#""scrape_native_histograms":true,{limit}"#));
+        let (taken, read) = s.memory.take(&body, Format::Protobuf, 1000);
+        read.unwrap();
+        let found = taken.finish();
+        let schemas = arrow::compute::cast(
+            found[0].histograms.column_by_name("schema").unwrap(),
+            &arrow::datatypes::DataType::Int64,
+        );
+        assert_eq!(schemas.unwrap().as_primitive::<Int64Type>().value(0), schema, "{limit}");
+    }
+}
+
 #[test]
 fn extra_series_of_a_scrape_are_there_on_demand() {
     let mut s = Scripted::new(r#""extra_scrape_metrics":true,"sample_limit":7"#);
@@ -347,6 +418,99 @@ fn durations_are_written_as_prometheus_writes_them() {
     {
         assert_eq!(Span(super::config::parse_span(text).unwrap()).to_string(), want);
     }
+}
+
+/// What a job came to of each key that may be global too.
+fn heritage(job: &Job) -> Vec<String> {
+    let l = &job.limits;
+    vec![
+        format!("{:?} {:?}", job.interval, job.timeout),
+        format!("{:?} {:?} {:?} {:?}", l.samples, l.labels, l.name_bytes, l.value_bytes),
+        format!("{:?} {} {}", job.target_limit, job.keep_dropped, job.body_bytes_max),
+        format!("{:?} {:?} {}", job.options, job.protocols, job.extra_metrics),
+        format!("{} {}", job.legacy_names, job.escaping),
+    ]
+}
+
+#[test]
+fn a_job_inherits_what_it_does_not_say_and_zero_says_nothing() {
+    let all = r#""scrape_interval":"20s","scrape_timeout":"5s","sample_limit":1,"label_limit":2,"label_name_length_limit":3,
+        "label_value_length_limit":4,"target_limit":5,"keep_dropped_targets":6,"body_size_limit":"7B",
+        "scrape_native_histograms":true,"always_scrape_classic_histograms":true,"convert_classic_histograms_to_nhcb":true,
+        "scrape_protocols":["PrometheusText0.0.4"],"extra_scrape_metrics":true,
+        "metric_name_validation_scheme":"legacy","metric_name_escaping_scheme":"values""#;
+    let want = [
+        "20s 5s",
+        "Some(1) Some(2) Some(3) Some(4)",
+        "Some(5) 6 7",
+        "Options { native: true, classic_too: true, custom_buckets: true } [Text004] true",
+        "true values",
+    ];
+    let none = r#""scrape_interval":"0s","scrape_timeout":"0s","sample_limit":0,"label_limit":0,"label_name_length_limit":0,
+        "label_value_length_limit":0,"target_limit":0,"keep_dropped_targets":0,"body_size_limit":0"#;
+    let other = r#""scrape_interval":"30s","scrape_timeout":"6s","sample_limit":10,"label_limit":20,"label_name_length_limit":30,
+        "label_value_length_limit":40,"target_limit":50,"keep_dropped_targets":60,"body_size_limit":"70B",
+        "scrape_native_histograms":false,"always_scrape_classic_histograms":false,"convert_classic_histograms_to_nhcb":false,
+        "scrape_protocols":["PrometheusProto"],"extra_scrape_metrics":false,
+        "metric_name_validation_scheme":"utf8","metric_name_escaping_scheme":"dots""#;
+    let own = [
+        "30s 6s",
+        "Some(10) Some(20) Some(30) Some(40)",
+        "Some(50) 60 70",
+        "Options { native: false, classic_too: false, custom_buckets: false } [Protobuf] false",
+        "false dots",
+    ];
+    for (global, job, want) in [(all, "", want), ("", all, want), (all, none, want), (all, other, own)] {
+        let comma = if job.is_empty() { "" } else { "," };
+        let found = checked_under(global, &format!(r#"{{"job_name":"j"{comma}{job}}}"#));
+        assert!(found.errors.is_empty() && found.unsupported.is_empty(), "{:?}", found.errors);
+        assert_eq!(heritage(&found.jobs[0]), want, "{global} {job}");
+    }
+    let plain = heritage(&a_job(""));
+    assert_eq!((plain[0].as_str(), plain[4].as_str()), ("60s 10s", "false allow-utf-8"));
+    assert!(plain[3].starts_with("Options { native: false, classic_too: false, custom_buckets: false } [Open"));
+    let native = heritage(&a_job(r#""scrape_native_histograms":true,"scrape_classic_histograms":true"#));
+    let want = "Options { native: true, classic_too: true, custom_buckets: false } [Protobuf, Open";
+    assert!(native[3].starts_with(want), "{native:?}");
+}
+
+#[test]
+fn what_prometheus_refuses_in_a_file_is_refused_here() {
+    let paths = |global: &str, job: &str| {
+        let found = checked_under(global, &format!(r#"{{"job_name":"j",{job}}}"#));
+        found.errors.into_iter().map(|f| f.path.replace("scrape_configs[0].", "")).collect::<Vec<_>>().join(" ")
+    };
+    for (global, job, want) in [
+        ("", r#""scrape_protocols":[]"#, "scrape_protocols"),
+        ("", r#""scrape_protocols":["PrometheusProto","PrometheusProto"]"#, "scrape_protocols[1]"),
+        ("", r#""fallback_scrape_protocol":"Text""#, "fallback_scrape_protocol"),
+        ("", r#""scrape_timeout":"2m""#, "scrape_timeout"),
+        (r#""scrape_timeout":"2m""#, r#""scrape_interval":"3m""#, "global.scrape_timeout"),
+        ("", r#""metric_name_validation_scheme":"ascii""#, "metric_name_validation_scheme"),
+        ("", r#""metric_name_escaping_scheme":"none""#, "metric_name_escaping_scheme"),
+        (
+            r#""metric_name_validation_scheme":"legacy""#,
+            r#""metric_name_escaping_scheme":"allow-utf-8""#,
+            "metric_name_escaping_scheme",
+        ),
+        ("", r#""http_headers":{"authorization":{"values":["x"]}}"#, "http_headers.authorization"),
+        ("", r#""no_proxy":"x""#, "no_proxy"),
+        ("", r#""proxy_from_environment":true,"proxy_url":"http://x""#, "proxy_url"),
+        ("", r#""proxy_from_environment":true,"no_proxy":"x""#, "no_proxy"),
+        (
+            "",
+            r#""relabel_configs":[{"action":"hashmod","source_labels":["a"],"target_label":"b"}]"#,
+            "relabel_configs[0].modulus",
+        ),
+    ] {
+        assert_eq!(paths(global, job), want, "{global} {job}");
+    }
+    let found = checked_under(
+        r#""query_log_file":"q""#,
+        r#"{"job_name":"j","proxy_url":"http://x","proxy_connect_header":{}}"#,
+    );
+    let named: Vec<String> = found.unsupported.into_iter().map(|f| f.path).collect();
+    assert_eq!(named, ["global.query_log_file", "scrape_configs[0].proxy_connect_header"]);
 }
 
 #[test]

@@ -110,7 +110,8 @@ impl KubernetesDiscovery {
         if config.role.is_none() {
             at.error("role", "is missing; expected node, service, pod, endpoints, endpointslice or ingress");
         }
-        at.unsupported("kubeconfig_file", config.kubeconfig_file.is_some(), ": set api_server and its credentials");
+        let elsewhere = config.kubeconfig_file.as_ref().is_some_and(|file| !file.0.is_empty());
+        at.unsupported("kubeconfig_file", elsewhere, ": set api_server and its credentials");
         if let Some(server) = &config.api_server
             && url::Url::parse(server).is_err()
         {

@@ -139,6 +139,15 @@ async fn groups_over_http_stay_while_the_server_fails() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(running.addresses(), ["a:1"]);
+    // No list of groups is a failure as well.
+    let before = failures();
+    *answer.lock() = Ok(json!([{"targets": ["b:1"], "label": {}}]));
+    while failures() < before + 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(running.addresses(), ["a:1"]);
+    *answer.lock() = Ok(json!([{"targets": ["b:1"]}, {"targets": ["c:1"], "labels": {"x": "z"}}]));
+    running.until(&["b:1", "c:1"]).await;
     *answer.lock() = Ok(json!([]));
     running.until(&[]).await;
 }
@@ -148,6 +157,51 @@ async fn names_resolve_to_addresses() {
     let running = Running::start(r#""dns_sd_configs":[{"names":["localhost"],"type":"A","port":9100}]"#);
     running.until(&["127.0.0.1:9100"]).await;
     assert_eq!(running.targets()[0].get("__meta_dns_name"), Some("localhost"));
+    // A name that is none takes nothing from the others.
+    let long = "x".repeat(64);
+    let names = format!(r#""dns_sd_configs":[{{"names":["{long}","localhost"],"type":"A","port":1}}]"#);
+    let running = Running::start(&names);
+    running.until(&["127.0.0.1:1"]).await;
+    assert_eq!(running.counters.discovery_failures.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn containers_stay_while_docker_fails_and_go_when_they_are_gone() {
+    let of = |ids: &[u8]| {
+        let one = |n: &u8| {
+            json!({"Id": format!("c{n}"), "Names": [format!("/c{n}")], "HostConfig": {"NetworkMode": "net"},
+                "NetworkSettings": {"Networks": {"b": {"NetworkID": "n2", "IPAddress": "10.1.0.9"},
+                    "a": {"NetworkID": "n1", "IPAddress": format!("10.0.0.{n}")}}}})
+        };
+        Ok(Value::Array(ids.iter().map(one).collect()))
+    };
+    let answer = Arc::new(Mutex::new(of(&[1, 2])));
+    let told = answer.clone();
+    let list = move || async move {
+        match told.lock().clone() {
+            Ok(value) => Json::<Value>(value).into_response(),
+            Err(status) => http::StatusCode::into_response(status),
+        }
+    };
+    let router =
+        Router::new().route("/containers/json", get(list)).route("/networks", get(|| async { Json(json!([])) }));
+    let mut tasks = JoinSet::new();
+    let url = serve(router, &mut tasks).await;
+    let start = |more: &str| {
+        Running::start(&format!(
+            r#""docker_sd_configs":[{{"host":"{url}","port":9,"refresh_interval":"50ms"{more}}}]"#
+        ))
+    };
+    let running = start("");
+    running.until(&["10.0.0.1:9", "10.0.0.2:9"]).await;
+    start(r#","match_first_network":false"#).until(&["10.0.0.1:9", "10.0.0.2:9", "10.1.0.9:9", "10.1.0.9:9"]).await;
+    *answer.lock() = Err(http::StatusCode::INTERNAL_SERVER_ERROR);
+    while running.counters.discovery_failures.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(running.addresses(), ["10.0.0.1:9", "10.0.0.2:9"]);
+    *answer.lock() = of(&[2, 3]);
+    running.until(&["10.0.0.2:9", "10.0.0.3:9"]).await;
 }
 
 #[tokio::test]
@@ -349,6 +403,13 @@ async fn pods_are_listed_in_pages_and_followed() {
     // The server has forgotten where we were: everything is listed again.
     cluster.events.send(("/pods", json!({"type": "ERROR", "object": {"code": 410}}))).unwrap();
     running.until(&both.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    // A watch that fails takes no target away.
+    while running.counters.discovery_failures.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        let event = json!({"type": "ERROR", "object": {"code": 500, "message": "ill"}});
+        cluster.events.send(("/pods", event)).unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(running.addresses(), both);
 }
 
 #[tokio::test]

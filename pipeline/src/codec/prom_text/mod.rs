@@ -8,6 +8,7 @@
 //! Values of `le` (histograms) and `quantile` (summaries) are normalised to a float's text (`1` to `1.0`) as in
 //! Prometheus 3, and a value that is any NaN becomes the one NaN that is no stale marker.
 
+mod custom_buckets;
 mod float;
 mod lexer;
 mod negotiate;
@@ -41,8 +42,17 @@ pub struct DecodeError {
 pub struct Options {
     /// Take native histograms (protobuf). Without it, their classic part.
     pub native: bool,
-    /// Of a histogram that is both, take the classic part as well.
+    /// Of a histogram that is both, or converted, take the classic part as well.
     pub classic_too: bool,
+    /// Make classic histograms that are not native too native ones with custom buckets.
+    pub custom_buckets: bool,
+}
+
+/// What was read beside samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// Classic histograms that [`Options::custom_buckets`] could not convert, and that were taken as they are.
+    pub not_converted: u64,
 }
 
 /// A name and its value.
@@ -109,10 +119,10 @@ pub fn decode<E: From<DecodeError>>(
     format: Format,
     options: Options,
     take: &mut dyn FnMut(&Sample<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Read, E> {
     match format {
-        Format::Text => text::decode(utf8(body)?, take),
-        Format::OpenMetrics => openmetrics::decode(utf8(body)?, take),
+        Format::Text => text::decode(utf8(body)?, options, take),
+        Format::OpenMetrics => openmetrics::decode(utf8(body)?, options, take),
         Format::Protobuf => protobuf::decode(body, options, take),
     }
 }

@@ -7,15 +7,18 @@ use std::borrow::Cow;
 use memchr::memchr;
 
 use super::{
-    DecodeError, Exemplar, Label, Point, Sample,
+    DecodeError, Exemplar, Label, Options, Point, Read, Sample,
+    custom_buckets::{self, Holder, Part},
     lexer::{Blanks, Current, Line, Told, at_line, help, normalise},
 };
 
 pub(super) fn decode<E: From<DecodeError>>(
     text: &str,
+    options: Options,
     take: &mut dyn FnMut(&Sample<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Read, E> {
     let mut current = Current::default();
+    let mut holder = Holder::new(options);
     let mut labels = Vec::new();
     let (mut rest, mut at) = (text, 0);
     let mut ended = false;
@@ -34,14 +37,28 @@ pub(super) fn decode<E: From<DecodeError>>(
         let mut line = Line::new(text, Blanks::One);
         match line.peek() {
             None => return Err(at_line(at)("a blank line".to_owned()).into()),
-            Some(b'#') => ended = meta(&mut line, &mut current).map_err(at_line(at))?,
+            Some(b'#') => {
+                ended = meta(&mut line, &mut current).map_err(at_line(at))?;
+                holder.turn(current.family(), take)?;
+            }
             Some(_) => {
                 let end = line.series(&mut labels).map_err(at_line(at))?;
                 let (value, ts_ms, exemplar) = point(&mut line).map_err(at_line(at))?;
                 normalise(current.metric_type(), &mut labels);
                 let family = current.family().filter(|f| f.has(&labels[0].1));
+                let key = line.upto(end).as_bytes();
+                match (holder.part(family, &labels), family) {
+                    (Some(Part::Created), Some(family)) => holder.created(family, &labels, ts_ms, value),
+                    (Some(part), Some(family)) => {
+                        let labels = std::mem::take(&mut labels);
+                        let line = custom_buckets::Line { key, labels, value, ts_ms, exemplar };
+                        holder.hold(family, part, line, take)?;
+                        continue;
+                    }
+                    _ => {}
+                }
                 take(&Sample {
-                    key: line.upto(end).as_bytes(),
+                    key,
                     labels: &labels,
                     point: Point::Value(value),
                     ts_ms,
@@ -52,7 +69,11 @@ pub(super) fn decode<E: From<DecodeError>>(
             }
         }
     }
-    if ended { Ok(()) } else { Err(at_line(at + 1)("data does not end with # EOF".to_owned()).into()) }
+    if !ended {
+        return Err(at_line(at + 1)("data does not end with # EOF".to_owned()).into());
+    }
+    holder.flush(take)?;
+    Ok(Read { not_converted: holder.not_converted })
 }
 
 /// Value, time and exemplar.

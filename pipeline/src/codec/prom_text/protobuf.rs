@@ -1,13 +1,18 @@
 //! Delimited protobuf: `io.prometheus.client.MetricFamily` after `MetricFamily`, each behind its length.
 //!
 //! A classic histogram or summary becomes the series its text form has. A native histogram is one sample; the classic part
-//! of one that has both is left out unless [`Options::classic_too`].
+//! of one that has both is left out unless [`Options::classic_too`]. With [`Options::custom_buckets`] one that is only classic
+//! becomes a native one.
 
 use std::borrow::Cow;
 
 use storage::model::batch::HistogramRow;
 
-use super::{DecodeError, Exemplar, Family, Label, Options, Point, Sample, float};
+use super::{
+    DecodeError, Exemplar, Family, Label, Options, Point, Read, Sample,
+    custom_buckets::{self, Classic},
+    float,
+};
 use crate::codec::{
     Malformed,
     otlp::wire::{Reader, Wire},
@@ -26,8 +31,9 @@ pub(super) fn decode<E: From<DecodeError>>(
     body: &[u8],
     options: Options,
     take: &mut dyn FnMut(&Sample<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Read, E> {
     let mut gaps = GAPS_MAX;
+    let mut told = Read::default();
     let (mut rest, mut at) = (body, 0);
     while !rest.is_empty() {
         at += 1;
@@ -37,20 +43,22 @@ pub(super) fn decode<E: From<DecodeError>>(
         let (message, after) =
             cut.ok_or_else(|| wrong(Malformed(format!("a message of {len} bytes, but {} are left", after.len()))))?;
         rest = after;
-        let mut emit = Emitter { options, gaps: &mut gaps, take: &mut *take, stopped: None, key: Vec::new() };
+        let mut emit =
+            Emitter { options, gaps: &mut gaps, told: &mut told, take: &mut *take, stopped: None, key: Vec::new() };
         let read = family(message, &mut emit);
         if let Some(stopped) = emit.stopped {
             return Err(stopped);
         }
         read.map_err(wrong)?;
     }
-    Ok(())
+    Ok(told)
 }
 
 struct Emitter<'t, 'g, E> {
     options: Options,
     /// Empty buckets that this body may still cost.
     gaps: &'g mut usize,
+    told: &'g mut Read,
     take: &'t mut dyn FnMut(&Sample<'_>) -> Result<(), E>,
     /// What `take` said.
     stopped: Option<E>,
@@ -315,15 +323,27 @@ fn histogram<'a, E>(bytes: &'a [u8], m: &mut Metric<'a, '_>, emit: &mut Emitter<
             h.reset_hint = GAUGE;
         }
         let read = histogram::check(h, emit.gaps).map_err(|(_, message)| Malformed(message))?;
-        // Without its own, those of the classic buckets; without a time they could not be told apart.
+        // Without its own, those of the classic buckets.
         if exemplars.is_empty() {
             exemplars.extend(buckets.iter().filter_map(|b| b.exemplar.clone()));
         }
-        exemplars.retain(|e| e.ts_ms.is_some());
+        custom_buckets::sort(&mut exemplars);
         let row: HistogramRow = read.row;
         emit.give(m, &m.labels, Point::Histogram(&row), start, &exemplars)?;
         if !emit.options.classic_too || buckets.is_empty() {
             return Ok(());
+        }
+    } else if emit.options.custom_buckets && m.family.metric_type == Some("histogram") {
+        match classic(&buckets, total, sum).convert() {
+            None => emit.told.not_converted += 1,
+            Some(row) => {
+                exemplars.extend(buckets.iter_mut().filter_map(|b| b.exemplar.take()));
+                custom_buckets::sort(&mut exemplars);
+                emit.give(m, &m.labels, Point::Histogram(&row), start, &exemplars)?;
+                if !emit.options.classic_too {
+                    return Ok(());
+                }
+            }
         }
     }
     emit.part(m, &m.names.count, None, total, start, &[])?;
@@ -337,6 +357,16 @@ fn histogram<'a, E>(bytes: &'a [u8], m: &mut Metric<'a, '_>, emit: &mut Emitter<
         emit.part(m, &m.names.bucket, Some(("le", "+Inf".to_owned())), total, start, &[])?;
     }
     Ok(())
+}
+
+fn classic(buckets: &[Bucket<'_>], count: f64, sum: f64) -> Classic {
+    let mut out = Classic::default();
+    for bucket in buckets {
+        out.bucket(Some(bucket.bound), bucket.count);
+    }
+    out.count(count);
+    out.sum(float::normal(sum));
+    out
 }
 
 impl<E> Emitter<'_, '_, E> {

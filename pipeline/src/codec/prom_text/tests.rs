@@ -15,6 +15,14 @@ fn read_with(body: &[u8], format: Format, options: Options) -> Result<Vec<String
         assert_eq!(s.labels[0].0, "__name__");
         match s.point {
             Point::Value(v) => line.push_str(&format!(" {v}")),
+            Point::Histogram(h) if h.schema == -53 => line.push_str(&format!(
+                " h{:?} {} {} {:?}{}",
+                h.custom_bounds.as_deref().unwrap(),
+                h.count,
+                h.sum,
+                h.positive_counts,
+                if h.is_float { " float" } else { "" }
+            )),
             Point::Histogram(h) => line.push_str(&format!(
                 " h{} {} {} {}:{:?} {}:{:?} {}",
                 h.schema,
@@ -41,6 +49,14 @@ fn read_with(body: &[u8], format: Format, options: Options) -> Result<Vec<String
         Ok::<(), DecodeError>(())
     })?;
     Ok(out)
+}
+
+const CUSTOM: Options = Options { native: false, classic_too: false, custom_buckets: true };
+
+/// Text read with [`CUSTOM`] buckets, and how many histograms stay classic.
+fn converted(body: &str, format: Format, options: Options) -> (Vec<String>, u64) {
+    let read = decode(body.as_bytes(), format, options, &mut |_| Ok::<(), DecodeError>(())).unwrap();
+    (read_with(body.as_bytes(), format, options).unwrap(), read.not_converted)
 }
 
 fn text(body: &str) -> Result<Vec<String>, String> {
@@ -285,12 +301,118 @@ fn protobuf_families_become_the_series_of_their_text() {
 #[test]
 fn a_native_histogram_is_one_sample_and_its_classic_part_on_demand() {
     let body = family("h", 4, 7, &a_histogram(true));
-    let native = Options { native: true, classic_too: false };
+    let native = Options { native: true, ..Options::default() };
     let both = Options { classic_too: true, ..native };
     let h = r#"h{a="b"} h3 5 2.5 0:[1.0, 2.0] 0:[1.0] false @1234 !3000 # {trace_id="x"} 0.5 @7005 # {trace_id="x"} 0.5 @7005 (histogram s h)"#;
     assert_eq!(read_with(&body, Format::Protobuf, native).unwrap(), [h]);
     assert_eq!(read_with(&body, Format::Protobuf, both).unwrap().len(), 1 + 5);
     assert_eq!(read_with(&body, Format::Protobuf, Options::default()).unwrap().len(), 5);
+}
+
+#[test]
+fn classic_histograms_become_native_ones_with_custom_buckets() {
+    let body = "# TYPE h histogram\n# HELP h So\n\
+        h_bucket{le=\"1\",a=\"x\"} 2\nh_bucket{a=\"x\",le=\"+Inf\"} 5\nh_sum{a=\"x\"} 7\nh_count{a=\"x\"} 5\n\
+        h_bucket{le=\"0.5\"} 1.5\nh_bucket{le=\"2\"} 2\nh_sum NaN\nh_count 3\nh_other 1\n\
+        # TYPE g gauge\ng_bucket{le=\"1\"} 4\n";
+    let of_x = r#"h{a="x"} h[1.0] 5 7 [2.0, 3.0] (histogram - So)"#;
+    let bare = "h{} h[0.5, 2.0] 3 NaN [1.5, 0.5, 1.0] float (histogram - So)";
+    let others = ["h_other{} 1", "g_bucket{le=\"1\"} 4"];
+    let want = [others[0], of_x, bare, others[1]];
+    assert_eq!(converted(body, Format::Text, CUSTOM), (want.map(str::to_owned).to_vec(), 0));
+    let both = Options { classic_too: true, ..CUSTOM };
+    let (told, _) = converted(body, Format::Text, both);
+    assert_eq!(told.len(), want.len() + 8, "{told:#?}");
+    let first = r#"h_bucket{le="1.0",a="x"} 2 (histogram - So)"#;
+    assert_eq!((told[1].as_str(), told[2].as_str()), (of_x, first));
+    // Lines of one histogram need not stand together; those of two times are two.
+    let body = "# TYPE h histogram\nh_bucket{le=\"1\",a=\"x\"} 2 10\nh_bucket{le=\"1\",a=\"y\"} 0 10\n\
+        h_count{a=\"y\"} 0 10\nh_count{a=\"x\"} 3 10\nh_count{a=\"x\"} 4 20\nh_sum{a=\"x\"} 6 10\n";
+    let want = [
+        r#"h{a="x"} h[1.0] 3 6 [2.0, 1.0] @10 (histogram - -)"#,
+        r#"h{a="y"} h[1.0] 0 0 [0.0, 0.0] @10 (histogram - -)"#,
+        r#"h{a="x"} h[] 4 0 [4.0] @20 (histogram - -)"#,
+    ];
+    assert_eq!(converted(body, Format::Text, CUSTOM), (want.map(str::to_owned).to_vec(), 0));
+}
+
+#[test]
+fn what_is_no_histogram_stays_classic_and_is_counted() {
+    for (lines, n) in [
+        // Counts go down.
+        ("h_bucket{le=\"1\"} 3\nh_bucket{le=\"2\"} 2\nh_bucket{le=\"+Inf\"} 4\nh_count 4\n", 4),
+        // The highest bucket is above the count.
+        ("h_bucket{le=\"1\"} 3\nh_count 2\n", 2),
+        // The bucket of all is not the count.
+        ("h_bucket{le=\"+Inf\"} 3\nh_sum 1\nh_count 4\n", 3),
+        ("h_bucket 3\nh_bucket{le=\"+Inf\"} 3\nh_count 3\n", 3),
+        ("h_bucket{le=\"x\"} 3\nh_bucket{le=\"+Inf\"} 3\n", 2),
+        ("h_bucket{le=\"NaN\"} 3\nh_bucket{le=\"+Inf\"} 3\n", 2),
+        ("h_bucket{le=\"1\"} -1\nh_bucket{le=\"+Inf\"} 3\n", 2),
+        ("h_bucket{le=\"1\"} NaN\nh_count NaN\n", 2),
+        ("h_sum 3\n", 1),
+    ] {
+        // The one beside it is one.
+        let body = format!("# TYPE h histogram\n{lines}h_bucket{{a=\"b\",le=\"1\"}} 1\n");
+        let (told, not_converted) = converted(&body, Format::Text, CUSTOM);
+        assert_eq!((told.len(), not_converted), (n + 1, 1), "{body}: {told:#?}");
+        assert!(told[..n].iter().all(|line| line.starts_with("h_")), "{told:#?}");
+        assert_eq!(told[n], r#"h{a="b"} h[1.0] 1 0 [1.0, 0.0] (histogram - -)"#);
+    }
+    let gauge = "# TYPE h gaugehistogram\nh_bucket{le=\"+Inf\"} 1\n# EOF\n";
+    let (told, not_converted) = converted(gauge, Format::OpenMetrics, CUSTOM);
+    assert_eq!((told.len(), not_converted), (1, 0), "only histograms that count are converted: {told:?}");
+}
+
+#[test]
+fn a_converted_histogram_takes_exemplars_and_when_it_was_created() {
+    let body = "# TYPE h histogram\nh_bucket{le=\"1\"} 2 # {t=\"b\"} 0.5 9\nh_bucket{le=\"2\"} 2 # {t=\"a\"} 0.4\n\
+        h_bucket{le=\"+Inf\"} 3 # {t=\"c\"} 7 8\nh_count 3\nh_sum 9\nh_created 1.5\n# EOF\n";
+    let exemplars = r#"# {t="a"} 0.4 # {t="c"} 7 @8000 # {t="b"} 0.5 @9000"#;
+    let want = [
+        "h_created{} 1.5 (histogram - -)".to_owned(),
+        format!("h{{}} h[1.0, 2.0] 3 9 [2.0, 0.0, 1.0] !1500 {exemplars} (histogram - -)"),
+    ];
+    assert_eq!(converted(body, Format::OpenMetrics, CUSTOM), (want.to_vec(), 0));
+}
+
+#[test]
+fn a_classic_histogram_in_protobuf_is_converted_unless_it_is_native_too() {
+    let classic = family("h", 4, 7, &a_histogram(false));
+    let exemplar = r#"# {trace_id="x"} 0.5 @7005"#;
+    let h = format!(
+        "h{{a=\"b\"}} h[1.0, 2000000.0] 5 2.5 [1.0, 2.0, 2.0] @1234 !3000 {exemplar} {exemplar} (histogram s h)"
+    );
+    assert_eq!(read_with(&classic, Format::Protobuf, CUSTOM).unwrap(), [h.as_str()]);
+    let both = Options { classic_too: true, ..CUSTOM };
+    let told = read_with(&classic, Format::Protobuf, both).unwrap();
+    assert_eq!((told.len(), &told[0]), (1 + 5, &h));
+    let native = family("h", 4, 7, &a_histogram(true));
+    assert_eq!(
+        read_with(&native, Format::Protobuf, CUSTOM).unwrap(),
+        [h.as_str()],
+        "where native ones are not taken"
+    );
+    let told = read_with(&native, Format::Protobuf, Options { native: true, ..CUSTOM }).unwrap();
+    assert!(told.len() == 1 && told[0].starts_with("h{a=\"b\"} h3 5 2.5"), "{told:?}");
+    let told = read_with(&native, Format::Protobuf, Options { native: true, ..both }).unwrap();
+    assert!(told.len() == 6 && told[1].starts_with("h_count"), "{told:?}");
+    // Counts that go down.
+    let bucket = |count: u64, bound: f64| {
+        message(|b| {
+            put_int(b, 1, count);
+            put_double(b, 2, bound);
+        })
+    };
+    let broken = message(|m| {
+        put_int(m, 1, 5);
+        put_bytes(m, 3, &bucket(3, 1.0));
+        put_bytes(m, 3, &bucket(2, 2.0));
+    });
+    let body = family("h", 4, 7, &broken);
+    assert_eq!(read_with(&body, Format::Protobuf, CUSTOM).unwrap().len(), 5);
+    let read = decode(&body, Format::Protobuf, CUSTOM, &mut |_| Ok::<(), DecodeError>(())).unwrap();
+    assert_eq!(read.not_converted, 1);
 }
 
 #[test]
@@ -364,7 +486,9 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
         for format in [Format::Text, Format::OpenMetrics, Format::Protobuf] {
-            let _ = read_with(&noise, format, Options { native: true, classic_too: true });
+            for custom_buckets in [false, true] {
+                let _ = read_with(&noise, format, Options { native: true, classic_too: true, custom_buckets });
+            }
         }
     }
 

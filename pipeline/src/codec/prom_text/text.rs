@@ -3,15 +3,18 @@
 use memchr::memchr;
 
 use super::{
-    DecodeError, Family, Point, Sample,
+    DecodeError, Family, Options, Point, Read, Sample,
+    custom_buckets::{self, Holder, Part},
     lexer::{Blanks, Current, Line, Told, at_line, help, normalise},
 };
 
 pub(super) fn decode<E: From<DecodeError>>(
     text: &str,
+    options: Options,
     take: &mut dyn FnMut(&Sample<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Read, E> {
     let mut current = Current::default();
+    let mut holder = Holder::new(options);
     let mut labels = Vec::new();
     let (mut rest, mut at) = (text, 0);
     while !rest.is_empty() {
@@ -23,15 +26,29 @@ pub(super) fn decode<E: From<DecodeError>>(
         line.skip();
         match line.peek() {
             None => {}
-            Some(b'#') => meta(&mut line, &mut current).map_err(at_line(at))?,
+            Some(b'#') => {
+                meta(&mut line, &mut current).map_err(at_line(at))?;
+                holder.turn(current.family(), take)?;
+            }
             Some(_) => {
                 let from = line.at;
                 let end = line.series(&mut labels).map_err(at_line(at))?;
                 let (value, ts_ms) = point(&mut line).map_err(at_line(at))?;
                 normalise(current.metric_type(), &mut labels);
                 let family = current.family().filter(|f| f.has(&labels[0].1));
+                let key = &line.upto(end).as_bytes()[from..];
+                match (holder.part(family, &labels), family) {
+                    (Some(Part::Created), Some(family)) => holder.created(family, &labels, ts_ms, value),
+                    (Some(part), Some(family)) => {
+                        let labels = std::mem::take(&mut labels);
+                        let line = custom_buckets::Line { key, labels, value, ts_ms, exemplar: None };
+                        holder.hold(family, part, line, take)?;
+                        continue;
+                    }
+                    _ => {}
+                }
                 take(&Sample {
-                    key: &line.upto(end).as_bytes()[from..],
+                    key,
                     labels: &labels,
                     point: Point::Value(value),
                     ts_ms,
@@ -42,7 +59,8 @@ pub(super) fn decode<E: From<DecodeError>>(
             }
         }
     }
-    Ok(())
+    holder.flush(take)?;
+    Ok(Read { not_converted: holder.not_converted })
 }
 
 fn point(line: &mut Line<'_>) -> Told<(f64, Option<i64>)> {
