@@ -21,6 +21,7 @@ pub mod fingerprint;
 pub mod formats;
 pub mod reader;
 pub mod tailer;
+mod tracked;
 mod watch;
 
 use std::{

@@ -16,7 +16,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -32,6 +32,7 @@ use super::{
     fingerprint::{self, FileId, HEAD_BYTES, Head},
     formats::Format,
     reader::{self, Force, LineLimits, Scratch, Wait},
+    tracked::{Tracked, begins_as_known, modified, read_full},
 };
 
 /// What one read takes at first; grows for long lines up to the group limit and shrinks again.
@@ -71,35 +72,6 @@ pub enum Tick {
     Busy,
     /// Nothing to do before so long, unless a file changes.
     Idle(Duration),
-}
-
-struct Tracked {
-    target: Arc<Target>,
-    labels: RowLabels,
-    path: PathBuf,
-    id: FileId,
-    /// `None`: closed at its end.
-    file: Option<File>,
-    /// Fingerprint and key of what the file holds now; known from its first whole line on.
-    known: Option<(Head, Arc<str>)>,
-    /// Whether `offset` is where to read, or has still to be asked for.
-    resolved: bool,
-    /// Everything before is in a batch.
-    offset: u64,
-    size: u64,
-    /// Modification time, seconds and nanoseconds.
-    modified: (i64, i64),
-    /// Since when the reader waits at `offset`, and for what.
-    waiting: Option<(u64, Wait, Instant)>,
-    /// Latest growth seen.
-    grown: Instant,
-    rotated: bool,
-    deleted: bool,
-    /// Since when no discovery names it.
-    unseen: Option<Instant>,
-    dirty: bool,
-    /// The file this one may be a copy of.
-    copy_of: Option<FileId>,
 }
 
 pub struct Tailer {
@@ -577,34 +549,7 @@ impl Tailer {
     }
 }
 
-/// Whether the file still begins as when it was identified.
-fn begins_as_known(f: &Tracked, file: &File) -> bool {
-    let mut head = [0; HEAD_BYTES];
-    match (&f.known, read_full(file, &mut head, 0)) {
-        (Some((h, _)), Ok(n)) => h.matches(&head[..n]),
-        _ => true,
-    }
-}
-
-fn modified(meta: &std::fs::Metadata) -> (i64, i64) {
-    (meta.mtime(), meta.mtime_nsec())
-}
-
 enum ReadEnd {
     Closed,
     Io(io::Error),
-}
-
-/// Reads until `buffer` is full or the file ends.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut n = 0;
-    while n < buffer.len() {
-        match file.read_at(&mut buffer[n..], offset + n as u64) {
-            Ok(0) => break,
-            Ok(more) => n += more,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(n)
 }

@@ -7,26 +7,20 @@
 
 use std::collections::HashMap;
 
-use storage::model::{
-    Labels, MetricBatch,
-    json::{self, Value},
-};
+use storage::model::{Labels, MetricBatch, json::Value};
 
 use super::{
     super::{
-        metric_names::{Shape, label_name, metric_name},
-        metrics::{HISTOGRAM, IDENTIFYING, PROMOTED, STALE},
-        value::{any, label_text},
+        metric_names::label_name,
+        metrics::{HISTOGRAM, STALE},
         wire::{put_bytes, put_int, put_varint},
     },
-    Encoded, ORIGIN, SERIES, put_fixed64,
-    value::{self, Meta},
-    wire_time,
+    Encoded, ORIGIN, SERIES,
+    native::{HistogramColumns, Whole as _},
+    origin::{Form, Origin, Role, attributes_of, role_of},
+    put_fixed64, value, wire_time,
 };
-use crate::codec::{
-    Limits,
-    columns::{Blobs, DoubleLists, Doubles, EncodeError, Flags, Ints, SmallInts, Text},
-};
+use crate::codec::columns::{Blobs, Doubles, EncodeError, Ints, Text};
 
 pub fn encode_metrics(batch: &MetricBatch) -> Result<Encoded, EncodeError> {
     let mut e = Encoder::default();
@@ -35,29 +29,6 @@ pub fn encode_metrics(batch: &MetricBatch) -> Result<Encoded, EncodeError> {
     e.samples(batch)?;
     e.histograms(batch)?;
     Ok(e.finish())
-}
-
-/// What kind of data a metric has; also the number of its field in `Metric`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Form {
-    Gauge = 5,
-    Sum = 7,
-    Histogram = 9,
-    Exponential = 10,
-    Summary = 11,
-}
-
-/// What a series is of its metric's points.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Role {
-    Number,
-    Sum,
-    Count,
-    Bucket(f64),
-    Quantile(f64),
-    Exponential,
-    /// Made again by the decoder from the resource of the others.
-    Derived,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,171 +83,6 @@ struct Encoder {
     of_point: HashMap<(usize, Vec<u8>), usize>,
     plans: HashMap<i64, Plan>,
     unsupported: u64,
-}
-
-/// A series' origin, read.
-struct Origin {
-    name: String,
-    unit: String,
-    kind: String,
-    attributes: Option<Vec<(String, Value)>>,
-    metadata: Vec<(String, Value)>,
-    resource: Vec<(String, Value)>,
-    resource_meta: Meta,
-    scope_name: Option<String>,
-    scope_meta: Meta,
-    /// Texts that tell resources and scopes apart.
-    resource_key: String,
-    scope_key: String,
-    /// Something that this encoder does not know: the series is sent as it is.
-    strange: bool,
-}
-
-impl Origin {
-    fn read(text: &str) -> Result<Origin, EncodeError> {
-        let mut out = Origin {
-            name: String::new(),
-            unit: String::new(),
-            kind: String::new(),
-            attributes: None,
-            metadata: Vec::new(),
-            resource: Vec::new(),
-            resource_meta: Meta::default(),
-            scope_name: None,
-            scope_meta: Meta::default(),
-            resource_key: String::new(),
-            scope_key: String::new(),
-            strange: false,
-        };
-        for (key, value) in value::parse_map(text, "origin")? {
-            match (key.as_str(), value) {
-                ("name", Value::String(s)) => out.name = s,
-                ("unit", Value::String(s)) => out.unit = s,
-                ("kind", Value::String(s)) => out.kind = s,
-                ("attributes", Value::Map(pairs)) => out.attributes = Some(pairs),
-                ("metadata", Value::Map(pairs)) => out.metadata = pairs,
-                ("resource", Value::Map(pairs)) => {
-                    out.resource_key.push_str(&format!("{pairs:?}"));
-                    out.resource = pairs;
-                }
-                ("resource_meta", Value::Map(pairs)) => {
-                    out.resource_key.push_str(&format!("|{pairs:?}"));
-                    out.resource_meta = meta(pairs);
-                }
-                ("scope_name", Value::String(s)) => out.scope_name = Some(s),
-                ("scope_meta", Value::Map(pairs)) => {
-                    out.scope_key = format!("{pairs:?}");
-                    out.scope_meta = meta(pairs);
-                }
-                _ => out.strange = true,
-            }
-        }
-        if let Some(name) = &out.scope_name {
-            out.scope_key = format!("{}|{name}", out.scope_key);
-        }
-        Ok(out)
-    }
-}
-
-fn meta(pairs: Vec<(String, Value)>) -> Meta {
-    let mut out = Meta::default();
-    for (key, value) in pairs {
-        match (key.as_str(), value) {
-            ("attributes", Value::Map(pairs)) => out.attributes = pairs,
-            ("dropped_attributes_count", Value::Int(n)) => out.dropped = n.max(0) as u64,
-            ("schema_url", Value::String(s)) => out.schema_url = s,
-            ("version", Value::String(s)) => out.version = s,
-            _ => {}
-        }
-    }
-    out
-}
-
-/// A value as a label's text.
-fn text_of(v: &Value) -> String {
-    if let Value::String(s) = v {
-        return s.clone();
-    }
-    let bytes = value::any(v);
-    any(&bytes).and_then(|v| label_text(v, &Limits::default())).unwrap_or_default()
-}
-
-/// Attributes as the decoder makes labels of them: equal names are joined with `;` in the order of the keys.
-fn own_labels(attributes: &[(String, Value)]) -> Vec<(String, String)> {
-    let mut sorted: Vec<&(String, Value)> =
-        attributes.iter().filter(|(k, _)| !k.is_empty() && k != "__name__").collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut out: Vec<(String, String)> = sorted.into_iter().map(|(k, v)| (label_name(k), text_of(v))).collect();
-    out.sort_by(|a, b| a.0.cmp(&b.0));
-    out.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
-        if same {
-            kept.1.push(';');
-            kept.1.push_str(&later.1);
-        }
-        same
-    });
-    out
-}
-
-/// Names and values of labels.
-type Pairs = Vec<(String, String)>;
-
-/// Labels that every series of a resource gets: promoted ones, then `job` and `instance`.
-fn resource_labels(resource: &[(String, Value)]) -> (Pairs, Pairs) {
-    let get = |name: &str| {
-        let found = resource.iter().rev().find(|(k, _)| k == name);
-        found.map(|(_, v)| text_of(v)).filter(|t| !t.is_empty())
-    };
-    let promoted = PROMOTED.iter().filter_map(|n| Some((label_name(n), get(n)?))).collect();
-    let [name, namespace, instance] = IDENTIFYING.map(get);
-    let job = match (namespace, name) {
-        (Some(ns), Some(name)) => Some(format!("{ns}/{name}")),
-        (_, name) => name,
-    };
-    let identity = [("job", job), ("instance", instance)];
-    (promoted, identity.into_iter().filter_map(|(n, v)| Some((n.to_owned(), v?))).collect())
-}
-
-/// The attributes of a point of a series with these labels (without `__name__`, `le` and `quantile`); `None`: there are
-/// none that would give the same labels again.
-fn attributes_of(labels: &Labels, origin: &Origin) -> Option<Vec<(String, Value)>> {
-    let (promoted, identity) = resource_labels(&origin.resource);
-    let own = match &origin.attributes {
-        Some(pairs) => pairs.clone(),
-        None => labels
-            .iter()
-            .filter(|(n, v)| !promoted.iter().chain(&identity).any(|(pn, pv)| pn == n && pv == v))
-            .map(|(n, v)| (n.to_owned(), Value::String(v.to_owned())))
-            .collect(),
-    };
-    let again = Labels::from_pairs(promoted.into_iter().chain(own_labels(&own)).chain(identity));
-    (again == *labels).then_some(own)
-}
-
-/// Form and role of a series that came in by OTLP, and whether its sum is monotonic. `labels` loses `le` or `quantile`.
-fn role_of(origin: &Origin, name: &str, labels: &mut Labels) -> Option<(Form, Role, bool)> {
-    let shape = match origin.kind.as_str() {
-        "gauge" => Shape::Gauge,
-        "monotonic_sum" => Shape::Counter,
-        _ => Shape::Other,
-    };
-    let family = metric_name(&origin.name, &origin.unit, shape);
-    let suffix = name.strip_prefix(family.as_str())?;
-    let bound = |labels: &mut Labels, label: &str| labels.remove(label)?.parse::<f64>().ok();
-    Some(match (origin.kind.as_str(), suffix) {
-        ("gauge", "") => (Form::Gauge, Role::Number, false),
-        ("monotonic_sum", "") => (Form::Sum, Role::Number, true),
-        ("sum", "") => (Form::Sum, Role::Number, false),
-        ("histogram", "_sum") => (Form::Histogram, Role::Sum, false),
-        ("histogram", "_count") => (Form::Histogram, Role::Count, false),
-        ("histogram", "_bucket") => (Form::Histogram, Role::Bucket(bound(labels, "le")?), false),
-        ("summary", "_sum") => (Form::Summary, Role::Sum, false),
-        ("summary", "_count") => (Form::Summary, Role::Count, false),
-        ("summary", "") => (Form::Summary, Role::Quantile(bound(labels, "quantile")?), false),
-        ("exponential_histogram", "") => (Form::Exponential, Role::Exponential, false),
-        _ => return None,
-    })
 }
 
 impl Encoder {
@@ -699,107 +505,4 @@ fn times(ts_ms: i64, start_ms: Option<i64>) -> Vec<u8> {
 /// A `sint32`.
 fn put_sint(out: &mut Vec<u8>, number: u32, value: i32) {
     put_int(out, number, u64::from(((value << 1) ^ (value >> 31)) as u32));
-}
-
-struct HistogramColumns<'a> {
-    ints: [SmallInts<'a>; 4],
-    doubles: [Doubles<'a>; 6],
-    lists: [DoubleLists<'a>; 3],
-    is_float: Flags<'a>,
-}
-
-type Histogram = storage::model::batch::HistogramRow;
-
-impl<'a> HistogramColumns<'a> {
-    fn of(rows: &'a arrow::array::RecordBatch) -> Result<Self, EncodeError> {
-        let ints = |n| SmallInts::of(rows, n);
-        let doubles = |n| Doubles::of(rows, n);
-        let lists = |n| DoubleLists::of(rows, n);
-        Ok(HistogramColumns {
-            ints: [ints("schema")?, ints("positive_offset")?, ints("negative_offset")?, ints("reset_hint")?],
-            doubles: [
-                doubles("zero_threshold")?,
-                doubles("zero_count")?,
-                doubles("count")?,
-                doubles("sum")?,
-                doubles("min")?,
-                doubles("max")?,
-            ],
-            lists: [lists("positive_counts")?, lists("negative_counts")?, lists("custom_bounds")?],
-            is_float: Flags::of(rows, "is_float")?,
-        })
-    }
-
-    fn at(&self, row: usize) -> Histogram {
-        let int = |i: usize| self.ints[i].at(row).unwrap_or(0);
-        let double = |i: usize| self.doubles[i].at(row);
-        Histogram {
-            schema: int(0),
-            zero_threshold: double(0).unwrap_or(0.0),
-            zero_count: double(1).unwrap_or(0.0),
-            count: double(2).unwrap_or(0.0),
-            sum: double(3).unwrap_or(0.0),
-            min: double(4),
-            max: double(5),
-            positive_offset: int(1),
-            positive_counts: self.lists[0].at(row).unwrap_or_default(),
-            negative_offset: int(2),
-            negative_counts: self.lists[1].at(row).unwrap_or_default(),
-            custom_bounds: self.lists[2].at(row),
-            reset_hint: int(3),
-            is_float: self.is_float.at(row).unwrap_or(false),
-        }
-    }
-}
-
-trait Whole {
-    /// Whether OTLP's exponential histogram can say all of it.
-    fn is_whole(&self) -> bool;
-    fn to_json(&self) -> String;
-}
-
-impl Whole for Histogram {
-    fn is_whole(&self) -> bool {
-        let whole = |v: &f64| v.fract() == 0.0 && *v >= 0.0 && *v < 1.8e19;
-        let counts = self.positive_counts.iter().chain(&self.negative_counts);
-        (-4..=8).contains(&self.schema)
-            && self.custom_bounds.is_none()
-            && !self.is_float
-            && self.reset_hint == 0
-            && self.zero_threshold != 0.0
-            && whole(&self.count)
-            && whole(&self.zero_count)
-            && counts.into_iter().all(whole)
-            && (!self.positive_counts.is_empty() || self.positive_offset == 0)
-            && (!self.negative_counts.is_empty() || self.negative_offset == 0)
-    }
-
-    fn to_json(&self) -> String {
-        use std::fmt::Write as _;
-        let double = |v: f64| {
-            let mut out = String::new();
-            json::write_double(&mut out, v);
-            out
-        };
-        let list = |values: &[f64]| format!("[{}]", values.iter().map(|v| double(*v)).collect::<Vec<_>>().join(","));
-        let mut out = format!(
-            "{{\"schema\":{},\"zero_threshold\":{},\"zero_count\":{},\"count\":{},\"positive_offset\":{},\
-             \"positive_counts\":{},\"negative_offset\":{},\"negative_counts\":{},\"reset_hint\":{},\"is_float\":{}",
-            self.schema,
-            double(self.zero_threshold),
-            double(self.zero_count),
-            double(self.count),
-            self.positive_offset,
-            list(&self.positive_counts),
-            self.negative_offset,
-            list(&self.negative_counts),
-            self.reset_hint,
-            self.is_float,
-        );
-        if let Some(bounds) = &self.custom_bounds {
-            let _ = write!(out, ",\"custom_bounds\":{}", list(bounds));
-        }
-        out.push('}');
-        out
-    }
 }

@@ -9,6 +9,8 @@
 
 mod logs;
 mod metrics;
+mod native;
+mod origin;
 mod traces;
 pub(super) mod value;
 
