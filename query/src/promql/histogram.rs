@@ -3,8 +3,6 @@
 //! Bucket `i` of schema `n` (-4..=8) covers `(2^((i-1)/2^n), 2^(i/2^n)]`, mirrored for negative buckets; with schema
 //! -53 bucket `i` ends at `custom[i]`, the last at infinity. Invariant: bucket lists are sorted by index.
 
-use storage::model::batch::HistogramRow;
-
 /// Schema number of custom bucket bounds.
 pub const CUSTOM_SCHEMA: i32 = -53;
 
@@ -62,27 +60,12 @@ pub struct Joined {
     pub bounds_reconciled: bool,
 }
 
-impl From<HistogramRow> for Histogram {
-    fn from(row: HistogramRow) -> Self {
-        let buckets = |offset: i32, counts: Vec<f64>| {
-            counts
-                .into_iter()
-                .enumerate()
-                .map(move |(i, c)| (offset.saturating_add(i as i32), c))
-                .filter(|b| b.1 != 0.0)
-        };
-        Histogram {
-            schema: row.schema,
-            zero_threshold: row.zero_threshold,
-            zero_count: row.zero_count,
-            count: row.count,
-            sum: row.sum,
-            positive: buckets(row.positive_offset, row.positive_counts).collect(),
-            negative: buckets(row.negative_offset, row.negative_counts).collect(),
-            custom: row.custom_bounds.unwrap_or_default(),
-            hint: ResetHint::from_code(row.reset_hint),
-        }
-    }
+/// Buckets with their indexes from the counts of consecutive ones, without empty ones.
+pub fn populated(offset: i32, counts: &[f64]) -> Vec<(i32, f64)> {
+    let mut out = Vec::with_capacity(counts.iter().filter(|count| **count != 0.0).count());
+    let numbered = counts.iter().enumerate().map(|(i, count)| (offset.saturating_add(i as i32), *count));
+    out.extend(numbered.filter(|b| b.1 != 0.0));
+    out
 }
 
 /// Upper bound of bucket `index` of an exponential schema.
@@ -232,6 +215,13 @@ impl Histogram {
         }
     }
 
+    /// Whether a bucket begins inside the zero bucket.
+    fn reaches_into_zero(&self) -> bool {
+        let nearest = [self.positive.first(), self.negative.first()].into_iter().flatten();
+        self.zero_threshold > 0.0
+            && nearest.map(|b| exponential_bound(b.0 - 1, self.schema)).any(|bound| bound < self.zero_threshold)
+    }
+
     /// Moves what lies inside a zero bucket of `threshold` into it. Returns the threshold it ended up with.
     fn widen_zero(&mut self, threshold: f64) -> f64 {
         let (count, threshold) = self.widened_zero(threshold);
@@ -244,7 +234,12 @@ impl Histogram {
         threshold
     }
 
-    /// Both at one layout.
+    /// Whether buckets of one index are the same bucket in both.
+    fn has_layout_of(&self, other: &Histogram) -> bool {
+        self.schema == other.schema && self.zero_threshold == other.zero_threshold && self.custom == other.custom
+    }
+
+    /// Brings both to one layout: what `other` becomes, and whether custom bounds had to go.
     fn reconcile(&mut self, other: &Histogram) -> Result<(Histogram, bool), IncompatibleSchemas> {
         if self.uses_custom_buckets() != other.uses_custom_buckets() {
             return Err(IncompatibleSchemas);
@@ -289,7 +284,12 @@ impl Histogram {
     }
 
     fn join(&mut self, other: &Histogram, sign: f64) -> Result<Joined, IncompatibleSchemas> {
-        let (other, bounds_reconciled) = self.reconcile(other)?;
+        let (mut reconciled, mut bounds_reconciled) = (None, false);
+        if !self.has_layout_of(other) {
+            let (other, bounds) = self.reconcile(other)?;
+            (reconciled, bounds_reconciled) = (Some(other), bounds);
+        }
+        let other = reconciled.as_ref().unwrap_or(other);
         let mut reset_collision = false;
         use ResetHint::{Gauge, NotReset, Reset, Unknown};
         self.hint = match (self.hint, other.hint) {
@@ -304,8 +304,8 @@ impl Histogram {
         self.zero_count += sign * other.zero_count;
         self.count += sign * other.count;
         self.sum += sign * other.sum;
-        self.positive = merge(&self.positive, &other.positive, sign);
-        self.negative = merge(&self.negative, &other.negative, sign);
+        merge(&mut self.positive, &other.positive, sign);
+        merge(&mut self.negative, &other.negative, sign);
         Ok(Joined { reset_collision, bounds_reconciled })
     }
 
@@ -341,6 +341,11 @@ impl Histogram {
         }
         if self.schema > previous.schema || self.zero_threshold < previous.zero_threshold {
             return true;
+        }
+        if self.has_layout_of(previous) && !previous.reaches_into_zero() {
+            return self.zero_count < previous.zero_count
+                || any_below(&self.positive, &previous.positive)
+                || any_below(&self.negative, &previous.negative);
         }
         let mut before = previous.clone();
         if before.widen_zero(self.zero_threshold) != self.zero_threshold || self.zero_count < before.zero_count {
@@ -424,7 +429,13 @@ impl Histogram {
     }
 }
 
-fn merge(a: &[(i32, f64)], b: &[(i32, f64)], sign: f64) -> Vec<(i32, f64)> {
+/// Adds `sign` times the buckets `b` to `into`.
+fn merge(into: &mut Vec<(i32, f64)>, b: &[(i32, f64)], sign: f64) {
+    if into.len() == b.len() && into.iter().zip(b).all(|(x, y)| x.0 == y.0) {
+        into.iter_mut().zip(b).for_each(|(x, y)| x.1 += sign * y.1);
+        return;
+    }
+    let a = std::mem::take(into);
     let mut out = Vec::with_capacity(a.len().max(b.len()));
     let (mut i, mut j) = (0, 0);
     while i < a.len() || j < b.len() {
@@ -445,14 +456,15 @@ fn merge(a: &[(i32, f64)], b: &[(i32, f64)], sign: f64) -> Vec<(i32, f64)> {
             (_, None) => break,
         }
     }
-    out
+    *into = out;
 }
 
 /// Whether a bucket of `before` has a smaller count in `now`, or none.
 fn any_below(now: &[(i32, f64)], before: &[(i32, f64)]) -> bool {
+    let mut rest = now.iter().peekable();
     before.iter().any(|(index, count)| {
-        let found = now.binary_search_by_key(index, |b| b.0).map_or(0.0, |i| now[i].1);
-        found < *count
+        while rest.next_if(|b| b.0 < *index).is_some() {}
+        rest.next_if(|b| b.0 == *index).map_or(0.0, |b| b.1) < *count
     })
 }
 

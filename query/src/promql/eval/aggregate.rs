@@ -1,6 +1,6 @@
 //! Aggregation operators. Groups exist at the steps where one of their series has a point.
 
-use std::{cmp::Ordering, collections::HashMap, ops::Range, sync::Arc};
+use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 use storage::model::Labels;
 
@@ -237,24 +237,21 @@ impl Evaluator {
         }
         let groups = group(a, &series);
         let mut keep = vec![false; series.len().saturating_mul(steps.count)];
+        let mut stays = vec![false; series.len()];
         // Series in the order of the answer: by group, and for one step by rank.
         let mut order: Vec<usize> = Vec::with_capacity(series.len());
         for members in &groups.members {
-            let mut ranked = members.clone();
-            let amount = members.len().saturating_mul(steps.count).saturating_mul(10);
-            let chosen = parallel::map(steps.count.div_ceil(STEPS_AT_ONCE), amount, |n| {
-                self.alive()?;
-                let from = n * STEPS_AT_ONCE;
-                let at = from..steps.count.min(from + STEPS_AT_ONCE);
-                Ok::<_, QueryError>(self.chosen(a, parameter, members, &series, at))
-            })?;
-            for (i, chosen) in chosen.into_iter().flatten().enumerate() {
-                chosen.iter().for_each(|m| keep[m * steps.count + i] = true);
-                if steps.count == 1 {
-                    ranked = chosen;
+            let chosen = self.chosen(a, parameter, members, &series, steps)?;
+            for (i, chosen) in chosen.iter().enumerate() {
+                for m in chosen {
+                    keep[m * steps.count + i] = true;
+                    stays[*m] = true;
                 }
             }
-            order.extend(ranked);
+            match <[_; 1]>::try_from(chosen) {
+                Ok([ranked]) => order.extend(ranked),
+                Err(_) => order.extend(members.iter().filter(|m| stays[**m])),
+            }
         }
         let mut slots: Vec<Option<Series>> = series.into_iter().map(Some).collect();
         let mut out = Vec::with_capacity(order.len());
@@ -267,7 +264,6 @@ impl Evaluator {
             }
             out.push(s);
         }
-        let mut out = without_empty(out);
         // Names that a function's result has not may have stayed as long as there were many of them.
         if drops_names(&a.operand) {
             out.iter_mut().for_each(|s| s.labels = self.without_name(&s.labels));
@@ -275,50 +271,68 @@ impl Evaluator {
         Ok(out)
     }
 
-    /// The elements that stay at each of the steps `at`, in order of rank where they have one.
+    /// The elements that stay at each step, in order of rank where they have one.
     fn chosen(
         &self,
         a: &Aggregate,
         parameter: &[f64],
         members: &[usize],
         series: &[Series],
-        at: Range<usize>,
-    ) -> Vec<Vec<usize>> {
+        steps: &Steps,
+    ) -> Result<Vec<Vec<usize>>, QueryError> {
         let present = |i: usize| members.iter().copied().filter(move |m| series[*m].points[i].is_some());
+        let amount = members.len().saturating_mul(steps.count).saturating_mul(5);
         if a.op == AggregateOp::LimitRatio {
-            let kept = at.map(|i| {
+            return parallel::map(steps.count, amount, |i| {
+                self.alive()?;
                 let r = parameter[i].clamp(-1.0, 1.0);
                 let stays = |m: &usize| {
                     let share = super::hash::of_labels(&series[*m].labels) as f64 / u64::MAX as f64;
                     if r >= 0.0 { share < r } else { share >= 1.0 + r }
                 };
-                present(i).filter(stays).collect()
+                Ok(present(i).filter(stays).collect())
             });
-            return kept.collect();
         }
         let k = |i: usize| parameter[i].max(0.0) as usize;
         if a.op == AggregateOp::Limitk {
-            return at.map(|i| present(i).take(k(i)).collect()).collect();
+            return Ok((0..steps.count).map(|i| present(i).take(k(i)).collect()).collect());
         }
+        // Some series after the other, all steps of each: that is how points lie. Then the best of each some.
         let descending = a.op == AggregateOp::Topk;
-        let mut best: Vec<Best> = at.clone().map(|i| Best::new(k(i), descending)).collect();
-        for m in members {
-            for (best, point) in best.iter_mut().zip(&series[*m].points[at.clone()]) {
-                match point {
-                    Point::Float(v) => best.offer(*v, *m),
-                    Point::Histogram(_) => self.ignored(a),
-                    Point::None => {}
+        let none = || (0..steps.count).map(|i| Best::new(k(i), descending));
+        let most = (0..steps.count).map(k).max().unwrap_or(0);
+        let at_once = SERIES_AT_ONCE.max(most.saturating_mul(4)).min(members.len().max(1));
+        let blocks: Vec<&[usize]> = members.chunks(at_once).collect();
+        let mut found = parallel::map(blocks.len(), amount, |n| {
+            self.alive()?;
+            let mut best: Vec<Best> = none().collect();
+            for m in blocks[n] {
+                for (best, point) in best.iter_mut().zip(&series[*m].points) {
+                    match point {
+                        Point::Float(v) => best.offer(*v, *m),
+                        Point::Histogram(_) => self.ignored(a),
+                        Point::None => {}
+                    }
                 }
             }
+            best.iter_mut().for_each(Best::cut);
+            Ok::<_, QueryError>(best)
+        })?
+        .into_iter();
+        let mut best = found.next().unwrap_or_else(|| none().collect());
+        for of_block in found {
+            for (best, of_block) in best.iter_mut().zip(of_block) {
+                of_block.kept.into_iter().for_each(|(value, place)| best.offer(value, place));
+            }
         }
-        best.into_iter().map(Best::ranked).collect()
+        Ok(best.into_iter().map(Best::ranked).collect())
     }
 }
 
-/// Steps for which elements are chosen at a time: those of a series lie side by side.
-const STEPS_AT_ONCE: usize = 8;
+/// Series of which the best are chosen at a time, unless few of them are not among the best.
+const SERIES_AT_ONCE: usize = 512;
 
-/// The first `k` of what is offered, NaN last; of equal ones the first stays.
+/// The first `k` of what is offered, NaN last; of equal ones that of the lowest place stays.
 struct Best {
     k: usize,
     descending: bool,
@@ -342,12 +356,19 @@ impl Best {
         order.then(a.1.cmp(&b.1))
     }
 
-    /// Places ascend from call to call.
+    #[inline]
     fn offer(&mut self, value: f64, place: usize) {
+        // Most are not even near.
+        if self.bound.is_some_and(|(bound, _)| if self.descending { value < bound } else { bound < value }) {
+            return;
+        }
+        self.consider((value, place));
+    }
+
+    fn consider(&mut self, new: (f64, usize)) {
         if self.k == 0 {
             return;
         }
-        let new = (value, place);
         if self.bound.is_some_and(|bound| Self::before(self.descending, &new, &bound).is_ge()) {
             return;
         }

@@ -201,7 +201,8 @@ pub(super) fn histogram_increase(
     counter: bool,
     anew: impl Fn(usize) -> Option<bool>,
 ) -> Option<Histogram> {
-    let (mut previous, last) = (points[0].clone(), *points.last()?);
+    let (mut previous, last) = (points[0], *points.last()?);
+    let empty;
     let not_counter = || {
         notes.eval.warn(notes.span, &format!("this native histogram metric is not a counter: {:?}", notes.metric));
     };
@@ -209,13 +210,14 @@ pub(super) fn histogram_increase(
         not_counter();
     }
     // A first sample that was reset away says nothing, not even by its layout.
-    if counter && points.len() > 1 && anew(1).unwrap_or_else(|| points[1].is_reset_since(&previous)) {
-        previous = Histogram {
+    if counter && points.len() > 1 && anew(1).unwrap_or_else(|| points[1].is_reset_since(previous)) {
+        empty = Histogram {
             schema: points[1].schema,
             custom: points[1].custom.clone(),
             zero_threshold: points[1].zero_threshold,
             ..Histogram::default()
         };
+        previous = &empty;
     }
     let custom = previous.uses_custom_buckets();
     let mixed = || notes.warn("vector contains a mix of histograms with exponential and custom buckets schemas");
@@ -242,7 +244,7 @@ pub(super) fn histogram_increase(
         notes.eval.info(notes.span, &format!("mismatched custom buckets were reconciled during {what}"));
     };
     let mut out = last.clone().at_schema(schema);
-    match out.sub(&previous) {
+    match out.sub(previous) {
         Ok(joined) if joined.bounds_reconciled => reconciled("subtraction"),
         Ok(_) => {}
         Err(_) => {
@@ -253,8 +255,8 @@ pub(super) fn histogram_increase(
     if counter {
         for (i, p) in points.iter().enumerate().skip(1) {
             // The first one was taken away above where the second began anew.
-            if anew(i).filter(|anew| i > 1 || !anew).unwrap_or_else(|| p.is_reset_since(&previous)) {
-                match out.add(&previous) {
+            if anew(i).filter(|anew| i > 1 || !anew).unwrap_or_else(|| p.is_reset_since(previous)) {
+                match out.add(previous) {
                     Ok(joined) if joined.bounds_reconciled => reconciled("addition"),
                     Ok(_) => {}
                     Err(_) => {
@@ -263,7 +265,7 @@ pub(super) fn histogram_increase(
                     }
                 }
             }
-            previous = (*p).clone();
+            previous = p;
         }
     }
     out.hint = ResetHint::Gauge;

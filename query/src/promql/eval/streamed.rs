@@ -49,6 +49,8 @@ pub(in crate::promql) struct Streamed {
     points: Vec<Option<Vec<Point>>>,
     /// Series with a float in any piece.
     floats: Vec<bool>,
+    /// Whether any has a histogram in any piece.
+    histograms: bool,
 }
 
 impl Streamed {
@@ -62,6 +64,7 @@ impl Streamed {
             held: Vec::new(),
             points: vec![None; series],
             floats: vec![false; series],
+            histograms: false,
         }
     }
 
@@ -69,6 +72,7 @@ impl Streamed {
     pub fn push(&mut self, eval: &Evaluator, samples: Vec<SeriesData>, until: i64) -> Result<(), QueryError> {
         for (floats, s) in self.floats.iter_mut().zip(&samples) {
             *floats |= !s.ts.is_empty();
+            self.histograms |= !s.histograms.is_empty();
         }
         if self.held.is_empty() {
             self.held = samples;
@@ -255,11 +259,8 @@ impl Streamed {
             named.push((labels, Some(points)));
         }
         // Aggregations of histograms tell names.
-        let floats = |points: &Option<Vec<Point>>| points.iter().flatten().all(|p| p.histogram().is_none());
-        let may_stay = grouped
-            && !eval.drop_type_and_unit
-            && of_one_name(named.iter().map(|(l, _)| l))
-            && named.iter().all(|(_, p)| floats(p));
+        let may_stay =
+            grouped && !self.histograms && !eval.drop_type_and_unit && of_one_name(named.iter().map(|(l, _)| l));
         eval.named(named.into_iter(), keep_name || may_stay)
     }
 

@@ -1,5 +1,7 @@
 //! The one door to storage: what the languages ask of it, in their own shapes.
 
+mod histograms;
+
 use std::{
     collections::HashMap,
     ops::Range,
@@ -11,22 +13,15 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch},
-    datatypes::{Float64Type, Int32Type, Int64Type},
+    datatypes::{Float64Type, Int64Type},
 };
 use storage::{
     SampleRequest, SampleScan, ScanError, ScanOrder, ScanRequest, Selector, SeriesInfo, Store,
-    model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp, batch::HistogramRow},
+    model::{Labels, Matcher, Table, TenantId, TimeRange, Timestamp},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    error::QueryError,
-    parallel,
-    promql::{
-        histogram::{Histogram, ResetHint},
-        is_stale,
-    },
-};
+use crate::{error::QueryError, parallel, promql::histogram::Histogram};
 
 /// All points of one series in a range, ascending, one per time.
 #[derive(Clone, Debug, Default)]
@@ -309,21 +304,22 @@ pub async fn load(
     };
     // The histogram before the first one tells whether that was reset.
     let earlier = range_of_millis(from_ms.saturating_sub(HINT_MS), to_ms).unwrap_or(range);
-    let mut histograms = Vec::new();
-    let mut stream = store.scan(request(Table::MetricHistograms, earlier)).await?;
+    let mut found = Vec::new();
+    let wanted = request(Table::MetricHistograms, earlier).columns(&histograms::COLUMNS);
+    let mut stream = store.scan(wanted).await?;
     while let Some(batch) = stream.next_of().await {
         let batch = batch?;
         budget.take(batch.1.num_rows().saturating_mul(10))?;
-        histograms.push(batch);
+        found.push(batch);
     }
     // Of points with one time the one that was committed last counts.
-    histograms.sort_by_key(|(source, _)| *source);
-    if histograms.is_empty() {
+    found.sort_by_key(|(source, _)| *source);
+    if found.is_empty() {
         return Ok(out);
     }
     let selected = selected.clone();
     tokio::task::spawn_blocking(move || {
-        with_histograms(&selected, &histograms, from_ms, reading, &mut out)?;
+        histograms::put(&selected, &found, from_ms, reading, &mut out)?;
         Ok(out)
     })
     .await
@@ -400,21 +396,11 @@ struct Columns<'b> {
     starts: Option<&'b Int64Array>,
 }
 
-fn pieces<'b>(
-    selected: &Selected,
-    batches: &'b [(usize, RecordBatch)],
-) -> Result<(Vec<Piece>, Vec<Columns<'b>>), QueryError> {
-    let (mut out, mut columns) = (Vec::new(), Vec::with_capacity(batches.len()));
+/// The rows of the selected series, series by series, in commit order.
+fn pieces(selected: &Selected, batches: &[(usize, RecordBatch)]) -> Result<Vec<Piece>, QueryError> {
+    let mut out = Vec::new();
     for (n, (source, batch)) in batches.iter().enumerate() {
         let ids = column(batch, "series_id")?.as_primitive::<Int64Type>().values();
-        columns.push(Columns {
-            ts: column(batch, "ts_ms")?.as_primitive::<Int64Type>().values(),
-            values: column(batch, "value")?.as_primitive::<Float64Type>().values(),
-            starts: batch
-                .column_by_name("start_ms")
-                .map(|c| c.as_primitive::<Int64Type>())
-                .filter(|c| c.null_count() < c.len()),
-        });
         let mut at = 0;
         for run in ids.chunk_by(|a, b| a == b) {
             let rows = at as u32..(at + run.len()) as u32;
@@ -426,11 +412,25 @@ fn pieces<'b>(
     }
     // Batches of one source are in their order already, and stay in it.
     out.sort_by_key(|p| (p.series, p.source));
-    Ok((out, columns))
+    Ok(out)
+}
+
+impl<'b> Columns<'b> {
+    fn of(batch: &'b RecordBatch) -> Result<Self, QueryError> {
+        Ok(Columns {
+            ts: column(batch, "ts_ms")?.as_primitive::<Int64Type>().values(),
+            values: column(batch, "value")?.as_primitive::<Float64Type>().values(),
+            starts: batch
+                .column_by_name("start_ms")
+                .map(|c| c.as_primitive::<Int64Type>())
+                .filter(|c| c.null_count() < c.len()),
+        })
+    }
 }
 
 fn gather(selected: &Selected, samples: &[(usize, RecordBatch)]) -> Result<Vec<SeriesData>, QueryError> {
-    let (pieces, columns) = pieces(selected, samples)?;
+    let pieces = pieces(selected, samples)?;
+    let columns = samples.iter().map(|(_, batch)| Columns::of(batch)).collect::<Result<Vec<_>, _>>()?;
     let rows = samples.iter().map(|(_, b)| b.num_rows()).sum::<usize>();
     // Where the pieces of each series begin.
     let mut first = vec![0; selected.len() + 1];
@@ -465,84 +465,6 @@ fn gather(selected: &Selected, samples: &[(usize, RecordBatch)]) -> Result<Vec<S
     })
 }
 
-/// `batches`: in commit order.
-fn with_histograms(
-    selected: &Selected,
-    batches: &[(usize, RecordBatch)],
-    from_ms: i64,
-    reading: Reading,
-    out: &mut [SeriesData],
-) -> Result<(), QueryError> {
-    for (_, batch) in batches {
-        gather_histograms(batch, selected.index(), out)?;
-    }
-    for series in out.iter_mut().filter(|s| !s.histograms.is_empty()) {
-        sort_histograms(series);
-        hint_resets(&mut series.histograms, reading.tell_drops);
-        let early = series.histograms.partition_point(|h| h.0 < from_ms);
-        series.histograms.drain(..early);
-        series.histogram_starts.drain(..early);
-        if series.histogram_starts.iter().all(|s| *s == 0) {
-            series.histogram_starts.clear();
-        }
-    }
-    Ok(())
-}
-
-fn gather_histograms(
-    batch: &RecordBatch,
-    index: &HashMap<i64, usize>,
-    out: &mut [SeriesData],
-) -> Result<(), QueryError> {
-    let ints = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Int64Type>());
-    let small = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Int32Type>());
-    let floats = |name| Ok::<_, QueryError>(column(batch, name)?.as_primitive::<Float64Type>());
-    let list = |name: &str, row: usize| -> Result<Option<Vec<f64>>, QueryError> {
-        let lists = column(batch, name)?.as_list::<i32>();
-        Ok(lists.is_valid(row).then(|| lists.value(row).as_primitive::<Float64Type>().values().to_vec()))
-    };
-    for row in 0..batch.num_rows() {
-        let Some(series) = index.get(&ints("series_id")?.value(row)) else { continue };
-        let histogram = HistogramRow {
-            schema: small("schema")?.value(row),
-            zero_threshold: floats("zero_threshold")?.value(row),
-            zero_count: floats("zero_count")?.value(row),
-            count: floats("count")?.value(row),
-            sum: floats("sum")?.value(row),
-            min: None,
-            max: None,
-            positive_offset: small("positive_offset")?.value(row),
-            positive_counts: list("positive_counts", row)?.unwrap_or_default(),
-            negative_offset: small("negative_offset")?.value(row),
-            negative_counts: list("negative_counts", row)?.unwrap_or_default(),
-            custom_bounds: list("custom_bounds", row)?,
-            reset_hint: small("reset_hint")?.value(row),
-            is_float: true,
-        };
-        let starts = ints("start_ms")?;
-        out[*series].histogram_starts.push(if starts.is_valid(row) { starts.value(row) } else { 0 });
-        out[*series].histograms.push((ints("ts_ms")?.value(row), Arc::new(Histogram::from(histogram))));
-    }
-    Ok(())
-}
-
-/// Tells of each counter histogram when it was not reset since the one before, as a Prometheus store does.
-fn hint_resets(histograms: &mut [(i64, Arc<Histogram>)], tell_drops: bool) {
-    for i in 1..histograms.len() {
-        let (before, now) = (histograms[i - 1].1.clone(), &mut histograms[i].1);
-        let known = now.hint != ResetHint::Unknown || before.hint == ResetHint::Gauge;
-        if known || is_stale(before.sum) || is_stale(now.sum) {
-            continue;
-        }
-        // A drop stays unknown: the one that fell may have come out of order.
-        match (now.is_reset_since(&before), tell_drops) {
-            (false, _) => Arc::make_mut(now).hint = ResetHint::NotReset,
-            (true, true) => Arc::make_mut(now).hint = ResetHint::Reset,
-            (true, false) => {}
-        }
-    }
-}
-
 /// Ascending times; of equal ones the last in commit order stays.
 fn sort_samples(series: &mut SeriesData) {
     if !series.ts.windows(2).all(|w| w[0] < w[1]) {
@@ -560,25 +482,6 @@ fn sort_samples(series: &mut SeriesData) {
             series.starts = kept.iter().map(|i| series.starts[*i]).collect();
         }
         series.ts = kept.iter().map(|i| series.ts[*i]).collect();
-    }
-}
-
-/// As [`sort_samples`].
-fn sort_histograms(series: &mut SeriesData) {
-    if !series.histograms.windows(2).all(|w| w[0].0 < w[1].0) {
-        let histograms = std::mem::take(&mut series.histograms);
-        let starts = std::mem::take(&mut series.histogram_starts);
-        // A stable sort by time: the last of equal ones is the last that was committed.
-        let mut rows: Vec<_> = histograms.into_iter().zip(starts).collect();
-        rows.sort_by_key(|((t, _), _)| *t);
-        rows.dedup_by(|next, kept| {
-            let same = next.0.0 == kept.0.0;
-            if same {
-                std::mem::swap(next, kept);
-            }
-            same
-        });
-        (series.histograms, series.histogram_starts) = rows.into_iter().unzip();
     }
 }
 
