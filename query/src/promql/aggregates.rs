@@ -314,9 +314,10 @@ impl Fetched<'_> {
             self.samples_peak = self.samples_peak.max(held - self.budget.left());
             self.budget.give_back(held - self.budget.left());
             let (eval, leaf, n) = (evaluator.clone(), windows.leaf.clone(), seen.len());
+            let steps = Steps { start: windows.steps.time(done), step: windows.steps.step, count: n };
             let work = move || {
                 let amount = buckets.iter().map(|b| b.len() * 20 + n * 40).sum();
-                parallel::map(buckets.len(), amount, |i| {
+                let points = parallel::map(buckets.len(), amount, |i| {
                     if i % 64 == 0 {
                         eval.alive()?;
                     }
@@ -325,7 +326,13 @@ impl Fetched<'_> {
                         eval.charge(n)?;
                     }
                     Ok::<_, QueryError>(points)
-                })
+                })?;
+                match (&eval.tally, &leaf) {
+                    (Some(tally), Leaf::Instant(_)) => tally.values(&points, &steps, false),
+                    (Some(tally), Leaf::Function { .. }) => tally.buckets(&buckets, &seen, &steps),
+                    (None, _) => {}
+                }
+                Ok::<_, QueryError>(points)
             };
             let points =
                 tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
@@ -359,7 +366,6 @@ impl Fetched<'_> {
             while let Some(batch) = stream.next_of().await {
                 let (source, batch) = batch?;
                 self.budget.take(batch.num_rows().saturating_mul(WEIGHT))?;
-                self.samples += batch.num_rows();
                 let columns = Columns::new(resolution, &batch)?;
                 for i in 0..batch.num_rows() {
                     let aggregate = columns.row(i);
@@ -384,7 +390,6 @@ impl Fetched<'_> {
                 let series =
                     fetch::load(self.store, self.tenant, selected, (at, until), reading, &mut self.budget).await?;
                 let read = before - self.budget.left();
-                self.samples += read;
                 self.samples_peak = self.samples_peak.max(read);
                 self.budget.give_back(read);
                 let mut made = Vec::new();

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     aggregates::{Answered, Source},
     ast::{AggregateOp, At, BinaryOp, Duration, DurationKind, Edges, Expr, ExprKind, Selector, ValueType},
-    eval::{self, Evaluator, Leaf, Steps, Streamed, Values},
+    eval::{self, Counted, Evaluator, Leaf, Steps, Streamed, Tally, Values},
     features::Features,
     parser::parse,
     stack,
@@ -53,6 +53,8 @@ pub struct InstantRequest {
     pub timeout: Option<StdDuration>,
     pub lookback: Option<StdDuration>,
     pub source: Source,
+    /// Whether the samples of each step are counted.
+    pub count: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -66,6 +68,8 @@ pub struct RangeRequest {
     pub timeout: Option<StdDuration>,
     pub lookback: Option<StdDuration>,
     pub source: Source,
+    /// Whether the samples of each step are counted.
+    pub count: bool,
 }
 
 /// A value, what is to be said about it, and what it cost.
@@ -76,17 +80,29 @@ pub struct Output {
     pub stats: Stats,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Stats {
     pub queue: StdDuration,
     pub prepare: StdDuration,
     pub eval: StdDuration,
-    /// Samples read, and aggregates of samples.
-    pub samples: usize,
     /// Series, selector by selector, that aggregates answered.
     pub answered: Answered,
     /// Most samples and computed points held at one time, of about 16 bytes each.
     pub samples_peak: usize,
+    /// What each step looked at, where that was asked for.
+    pub steps: Vec<Counted>,
+}
+
+/// What a request asks, with times in one form.
+struct Asked<'q> {
+    query: &'q str,
+    steps: Steps,
+    /// First and last evaluation time and the step (0 for an instant query), ms.
+    times: (i64, i64, i64),
+    timeout: Option<StdDuration>,
+    lookback: Option<StdDuration>,
+    source: Source,
+    count: bool,
 }
 
 /// Evaluates queries over one store. Clones share it.
@@ -132,8 +148,9 @@ impl Engine {
     /// The value at one time: a scalar, string, vector or, for a range expression, a matrix.
     pub async fn instant(&self, tenant: &TenantId, request: InstantRequest) -> Result<Output, QueryError> {
         let steps = Steps { start: request.time_ms, step: 1, count: 1 };
+        let InstantRequest { timeout, lookback, source, count, .. } = request;
         let times = (request.time_ms, request.time_ms, 0);
-        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback, request.source).await
+        self.run(tenant, Asked { query: &request.query, steps, times, timeout, lookback, source, count }).await
     }
 
     /// A matrix of values at `start, start + step, ... <= end`.
@@ -150,47 +167,30 @@ impl Engine {
         }
         let steps = Steps { start: request.start_ms, step: request.step_ms, count };
         let times = (request.start_ms, request.end_ms, request.step_ms);
-        self.run(tenant, &request.query, steps, times, request.timeout, request.lookback, request.source).await
+        let RangeRequest { timeout, lookback, source, count, .. } = request;
+        self.run(tenant, Asked { query: &request.query, steps, times, timeout, lookback, source, count }).await
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn run(
-        &self,
-        tenant: &TenantId,
-        query: &str,
-        steps: Steps,
-        times: (i64, i64, i64),
-        timeout: Option<StdDuration>,
-        lookback: Option<StdDuration>,
-        source: Source,
-    ) -> Result<Output, QueryError> {
-        let timeout = timeout.map_or(self.limits.timeout, |t| t.min(self.limits.timeout));
+    async fn run(&self, tenant: &TenantId, asked: Asked<'_>) -> Result<Output, QueryError> {
+        let timeout = asked.timeout.map_or(self.limits.timeout, |t| t.min(self.limits.timeout));
         let begun = Instant::now();
         let deadline = begun + timeout;
         // Dropping the request's future ends the evaluation on its blocking thread.
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
-        let out = tokio::time::timeout_at(
-            deadline.into(),
-            self.run_until(tenant, query, steps, times, lookback, source, deadline, cancel),
-        )
-        .await;
+        let out = tokio::time::timeout_at(deadline.into(), self.run_until(tenant, asked, deadline, cancel)).await;
         drop(guard);
         out.unwrap_or(Err(QueryError::Timeout("expression evaluation")))
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn run_until(
         &self,
         tenant: &TenantId,
-        query: &str,
-        steps: Steps,
-        times: (i64, i64, i64),
-        lookback: Option<StdDuration>,
-        source: Source,
+        asked: Asked<'_>,
         deadline: Instant,
         cancel: CancellationToken,
     ) -> Result<Output, QueryError> {
+        let Asked { query, steps, times, lookback, source, .. } = asked;
         let mut expr = parse(query)?;
         self.options.features.check(query, &expr)?;
         let is_range = times.2 > 0;
@@ -227,6 +227,7 @@ impl Engine {
             drop_type_and_unit: self.options.features.type_and_unit_labels,
             start_timestamps: self.options.features.start_timestamps,
             notes: Arc::default(),
+            tally: asked.count.then(|| Arc::new(Tally::new(steps))),
             samples_left: Arc::new(AtomicUsize::new(samples_max)),
             deadline,
             cancel,
@@ -240,7 +241,6 @@ impl Engine {
             series_max: self.limits.series_of(tenant),
             samples_max,
             budget: fetch::SampleBudget::new(samples_max),
-            samples: 0,
             samples_peak: 0,
             answered: Answered::default(),
         };
@@ -263,7 +263,7 @@ impl Engine {
                 Read::Samples(samples) => data[id] = samples,
             }
         }
-        let (samples, samples_peak, answered) = (fetched.samples, fetched.samples_peak, fetched.answered);
+        let (samples_peak, answered) = (fetched.samples_peak, fetched.answered);
         evaluator.data = data.into();
         // What is loaded and what is computed share one bound.
         let computed = samples_max.saturating_sub(evaluator.samples_left.load(Ordering::Relaxed));
@@ -271,21 +271,22 @@ impl Engine {
         let started = Instant::now();
         let work = move || {
             let _slot = slot;
-            let values = stack::with_room(&evaluator.query, || evaluator.eval(&expr, &steps))?;
+            let values = stack::with_room(&evaluator.query, || evaluate(&evaluator, &expr, &steps))?;
             let value = finish(values, &steps, is_range)?;
             let notes = std::mem::take(&mut *evaluator.notes.lock());
             let left = evaluator.samples_left.load(Ordering::Relaxed);
-            Ok::<_, QueryError>((value, notes, samples_max.saturating_sub(left)))
+            let counted = evaluator.tally.as_ref().map(|tally| tally.counted()).unwrap_or_default();
+            Ok::<_, QueryError>((value, notes, samples_max.saturating_sub(left), counted))
         };
-        let (value, annotations, held) =
+        let (value, annotations, held, counted) =
             tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
         let stats = Stats {
             queue: prepared - queued,
             prepare: started - prepared,
             eval: started.elapsed(),
-            samples,
             answered,
             samples_peak: samples_peak.max(held),
+            steps: counted,
         };
         Ok(Output { value, annotations, stats })
     }
@@ -314,7 +315,6 @@ pub(super) struct Fetched<'a> {
     pub series_max: usize,
     samples_max: usize,
     pub budget: fetch::SampleBudget,
-    pub samples: usize,
     pub samples_peak: usize,
     pub answered: Answered,
 }
@@ -324,7 +324,6 @@ impl Fetched<'_> {
     fn taken(&mut self, found: Vec<Arc<SeriesData>>) -> Result<Vec<Arc<SeriesData>>, QueryError> {
         let samples = found.iter().map(|s| s.ts.len()).sum();
         self.budget.take(samples)?;
-        self.samples += samples;
         self.samples_peak += samples;
         Ok(found)
     }
@@ -372,7 +371,6 @@ impl Fetched<'_> {
     ) -> Result<Read, QueryError> {
         let before = self.budget.left();
         let all = fetch::load(self.store, self.tenant, selected, times, reading, &mut self.budget).await?;
-        self.samples += before - self.budget.left();
         self.samples_peak += before - self.budget.left();
         Ok(Read::Samples(all.into_iter().filter(|s| !s.is_empty()).map(Arc::new).collect()))
     }
@@ -395,13 +393,12 @@ impl Fetched<'_> {
             let most = self.budget.left().saturating_sub(shares.held());
             let eval = evaluator.clone();
             let work = move || {
-                let (read, peak) = streamed.push_shares(&eval, &shares, end, most)?;
-                Ok::<_, QueryError>((streamed, read, peak + shares.held()))
+                let peak = streamed.push_shares(&eval, &shares, end, most)?;
+                Ok::<_, QueryError>((streamed, peak + shares.held()))
             };
-            let (back, read, peak) =
+            let (back, peak) =
                 tokio::task::spawn_blocking(work).await.map_err(|e| QueryError::Internal(e.to_string()))??;
             streamed = back;
-            self.samples += read;
             self.samples_peak = self.samples_peak.max(peak + held);
             self.budget.give_back(held);
             held = streamed.held();
@@ -470,7 +467,6 @@ impl Fetched<'_> {
             let (back, n) = evaluated?;
             streamed = back;
             let new = before - self.budget.left();
-            self.samples += new;
             self.samples_peak = self.samples_peak.max(new + n + held);
             // Of the piece that was evaluated only what the next steps see is still there.
             let kept = streamed.held().min(n + held);
@@ -582,7 +578,7 @@ fn ms(d: StdDuration) -> i64 {
 }
 
 /// Puts numbers in the place of duration expressions, `@ start()` and `@ end()`.
-pub(super) fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), QueryError> {
+fn resolve(query: &str, expr: &mut Expr, times: (i64, i64, i64)) -> Result<(), QueryError> {
     let selector = |s: &mut Selector| {
         s.at = s.at.map(|at| fixed(at, times));
         if let Some(offset) = &mut s.offset {
@@ -781,6 +777,18 @@ fn plan(expr: &Expr, times: (i64, i64), lookback: i64, out: &mut Vec<Need>) {
             plan(&s.expr, (from - eval::millis(&s.range), to), lookback, out);
         }
     }
+}
+
+/// The values of a whole query.
+fn evaluate(evaluator: &Evaluator, expr: &Expr, steps: &Steps) -> Result<Values, QueryError> {
+    if let ExprKind::Subquery(s) = &expr.inner().kind {
+        return evaluator.subquery(s, steps, true).map(Values::Ranges);
+    }
+    let values = evaluator.eval(expr, steps)?;
+    if let (Values::Ranges(ranges), Some(tally)) = (&values, &evaluator.tally) {
+        tally.windows(&ranges.series, &ranges.windows, steps);
+    }
+    Ok(values)
 }
 
 /// The answer's form: points in time order, series of a range sorted by labels.

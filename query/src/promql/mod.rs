@@ -8,7 +8,6 @@
 mod aggregates;
 pub mod ast;
 mod check;
-mod counted;
 mod engine;
 mod eval;
 mod features;
@@ -24,8 +23,8 @@ pub mod value;
 
 pub use aggregates::{Answered, Source};
 pub use ast::Expr;
-pub use counted::Counted;
 pub use engine::{Engine, EngineOptions, InstantRequest, Output, RangeRequest};
+pub use eval::Counted;
 pub use features::Features;
 pub use parser::{parse, parse_duration_ms, parse_selector, parse_selector_within};
 pub use tree_json::tree_json;

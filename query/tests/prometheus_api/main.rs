@@ -6,6 +6,7 @@ mod remote_read;
 mod rests;
 mod routes;
 mod rules;
+mod statistics;
 
 use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt;

@@ -46,22 +46,19 @@ fn source(params: &Params) -> Result<Source, QueryError> {
 pub(super) async fn instant(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
     let time_ms = params.time("time")?.unwrap_or_else(now_ms);
+    let stats = stats(&params);
     let request = InstantRequest {
         query: params.required("query")?.to_owned(),
         time_ms: bounded("time", time_ms)?,
         timeout: positive(&params, "timeout")?,
         lookback: positive(&params, "lookback_delta")?,
         source: source(&params)?,
+        count: stats != Stats::None,
     };
     let limit = params.limit()?;
     let begun = Instant::now();
-    let output = api.engine.instant(&tenant, request.clone()).await?;
-    let stats = stats(&params);
-    let steps = match stats {
-        Stats::All => Some(api.engine.count_instant(&tenant, &request).await),
-        _ => None,
-    };
-    respond(output, limit, stats, steps, begun).await
+    let output = api.engine.instant(&tenant, request).await?;
+    respond(output, limit, stats, begun).await
 }
 
 pub(super) async fn range(api: Api, request: Request) -> Answer {
@@ -87,6 +84,7 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
                 .into(),
         ));
     }
+    let stats = stats(&params);
     let request = RangeRequest {
         query: params.required("query")?.to_owned(),
         start_ms,
@@ -95,19 +93,15 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
         timeout: positive(&params, "timeout")?,
         lookback: positive(&params, "lookback_delta")?,
         source: source(&params)?,
+        count: stats != Stats::None,
     };
     let limit = params.limit()?;
     let begun = Instant::now();
-    let output = api.engine.range(&tenant, request.clone()).await.map_err(|e| match e {
+    let output = api.engine.range(&tenant, request).await.map_err(|e| match e {
         QueryError::BadData(why) => invalid("query", &why),
         other => other,
     })?;
-    let stats = stats(&params);
-    let steps = match stats {
-        Stats::All => Some(api.engine.count_range(&tenant, &request).await),
-        _ => None,
-    };
-    respond(output, limit, stats, steps, begun).await
+    respond(output, limit, stats, begun).await
 }
 
 /// Times so far out that their arithmetic could overflow match nothing anyway.
@@ -136,19 +130,7 @@ fn stats(params: &Params) -> Stats {
     }
 }
 
-/// `steps`: what each of them looked at, or why that could not be counted.
-async fn respond(
-    mut output: Output,
-    limit: Option<usize>,
-    stats: Stats,
-    steps: Option<Result<Vec<Counted>, QueryError>>,
-    begun: Instant,
-) -> Answer {
-    // The answer is good all the same.
-    let steps = steps.transpose().unwrap_or_else(|e| {
-        output.annotations.warn_plain(format!("the samples of each step could not be counted: {e}"));
-        None
-    });
+async fn respond(mut output: Output, limit: Option<usize>, stats: Stats, begun: Instant) -> Answer {
     if stats == Stats::ShownWithWarning {
         output.annotations.warn_plain("values of the parameter \"stats\" other than true and all are deprecated");
     }
@@ -175,11 +157,9 @@ async fn respond(
         if stats != Stats::None {
             let s = output.stats;
             let [five_minutes, hour] = s.answered;
-            // Windows overlap: without the steps, what has been read is the best we know.
-            let sum = |of: fn(&Counted) -> u64| steps.as_ref().map(|all| all.iter().map(of).sum::<u64>());
-            let looked_at = sum(|c| c.samples).unwrap_or(s.samples as u64);
-            let read = sum(|c| c.read).unwrap_or(s.samples as u64);
-            let by_step = steps.as_deref().map(by_step).unwrap_or_default();
+            let looked_at: u64 = s.steps.iter().map(|c| c.samples).sum();
+            let read: u64 = s.steps.iter().map(|c| c.read).sum();
+            let by_step = if stats == Stats::All { by_step(&s.steps) } else { String::new() };
             let (eval, prepare, queue) = (s.eval.as_secs_f64(), s.prepare.as_secs_f64(), s.queue.as_secs_f64());
             data.push_str(&format!(
                 ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{},\"resultSortTime\":0,\"queryPreparationTime\":{prepare},\

@@ -111,6 +111,9 @@ pub(super) fn call(
     span: Span,
     steps: &Steps,
 ) -> Result<Vec<Series>, QueryError> {
+    if let Some(tally) = &eval.tally {
+        tally.windows(&ranges.series, &ranges.windows, steps);
+    }
     let smoothed = ranges.edges == Edges::Smoothed;
     let mut out = Vec::new();
     for data in &ranges.series {

@@ -19,10 +19,13 @@ mod range;
 mod rate;
 mod selector;
 mod streamed;
+mod tally;
 
 pub(super) use aggregated::{Seen, answers, named, points as bucket_points};
 pub(super) use info::name_matchers;
 pub(super) use streamed::{Leaf, Streamed};
+pub use tally::Counted;
+pub(super) use tally::Tally;
 
 /// Whether a function takes one range vector and nothing else.
 pub(super) fn is_plain(function: &str) -> bool {
@@ -97,6 +100,8 @@ pub(super) struct Evaluator {
     /// Whether counters are known to have been zero at the start times of their samples.
     pub start_timestamps: bool,
     pub notes: Arc<Mutex<Annotations>>,
+    /// What steps look at, where someone asks.
+    pub tally: Option<Arc<Tally>>,
     /// Points that may still be held.
     pub samples_left: Arc<AtomicUsize>,
     pub deadline: Instant,
@@ -162,7 +167,7 @@ impl Evaluator {
                 computed.map_or_else(|| self.select(s, expr.span, steps), Ok).map(Values::Vector)
             }
             ExprKind::Range { selector, range } => Ok(Values::Ranges(self.select_ranges(selector, range, steps))),
-            ExprKind::Subquery(s) => self.subquery(s, steps).map(Values::Ranges),
+            ExprKind::Subquery(s) => self.subquery(s, steps, false).map(Values::Ranges),
         }
     }
 

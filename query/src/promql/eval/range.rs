@@ -269,6 +269,9 @@ impl Evaluator {
         steps: &Steps,
         work: Work<'_>,
     ) -> Result<Vec<Option<Vec<Point>>>, QueryError> {
+        if let Some(tally) = &self.tally {
+            tally.windows(series, windows, steps);
+        }
         let samples: usize = series.iter().map(|s| s.ts.len() + 10 * s.histograms.len()).sum();
         let amount = samples.saturating_mul(8).saturating_add(series.len().saturating_mul(windows.len() * 20));
         parallel::map(series.len(), amount, |n| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use storage::model::Labels;
 
-use super::{Evaluator, Series, Steps, Values, metric_name, millis, range::Notes};
+use super::{Evaluator, Series, Steps, Tally, Values, metric_name, millis, range::Notes};
 use crate::{
     error::QueryError,
     fetch::SeriesData,
@@ -137,13 +137,13 @@ impl Evaluator {
     ) -> Result<Vec<Option<Vec<Point>>>, QueryError> {
         let shift = Shift::new(selector.at, selector.offset.as_ref());
         let amount = series.len().saturating_mul(steps.count).saturating_mul(10);
-        parallel::map(series.len(), amount, |n| {
+        let points = parallel::map(series.len(), amount, |n| {
             if n % 256 == 0 {
                 self.alive()?;
             }
             let data = &*series[n];
             if data.is_empty() {
-                return Ok(None);
+                return Ok::<_, QueryError>(None);
             }
             let points: Vec<Point> = if selector.edges == Edges::Smoothed {
                 let notes = Notes { eval: self, metric: metric_name(&data.labels), span };
@@ -164,7 +164,11 @@ impl Evaluator {
             }
             self.charge(points.len())?;
             Ok(Some(points))
-        })
+        })?;
+        if let Some(tally) = &self.tally {
+            tally.values(&points, steps, selector.at.is_some());
+        }
+        Ok(points)
     }
 
     pub(super) fn select_ranges(&self, selector: &Selector, range: &Duration, steps: &Steps) -> Ranges {
@@ -180,7 +184,9 @@ impl Evaluator {
         Ranges { series, windows, edges: selector.edges }
     }
 
-    pub(super) fn subquery(&self, s: &Subquery, steps: &Steps) -> Result<Ranges, QueryError> {
+    /// `bare`: nothing is called on it. Then what its steps look at counts for the one step that there is; else its values
+    /// are counted where they are looked at.
+    pub(in crate::promql) fn subquery(&self, s: &Subquery, steps: &Steps, bare: bool) -> Result<Ranges, QueryError> {
         let shift = Shift::new(s.at, s.offset.as_ref());
         let range_ms = millis(&s.range);
         let windows: Vec<(i64, i64)> = (0..steps.count)
@@ -193,7 +199,9 @@ impl Evaluator {
         let mut series = Vec::new();
         if inner.count > 0 {
             self.charge(inner.count)?;
-            match self.eval(&s.expr, &inner)? {
+            let tally = self.tally.as_ref().filter(|_| bare).map(|all| (all, Arc::new(Tally::new(inner))));
+            let below = Evaluator { tally: tally.as_ref().map(|(_, below)| below.clone()), ..self.clone() };
+            match below.eval(&s.expr, &inner)? {
                 Values::Vector(v) => series = v.into_iter().map(|s| Arc::new(as_data(s, &inner))).collect(),
                 Values::Scalar(v) => {
                     let points = v.into_iter().map(Point::Float).collect();
@@ -201,6 +209,9 @@ impl Evaluator {
                     series.push(Arc::new(as_data(s, &inner)));
                 }
                 _ => return Err(QueryError::Internal("a subquery's expression gives a vector".into())),
+            }
+            if let Some((all, below)) = tally {
+                all.take_all(0, &below);
             }
         }
         Ok(Ranges { series, windows, edges: Edges::Plain })

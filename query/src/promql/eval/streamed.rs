@@ -98,18 +98,18 @@ impl Streamed {
     }
 
     /// As [`Streamed::push`] with samples that are read, evaluated and forgotten a share of the series after the other, on
-    /// all cores. Gives how many were read and how many were held at a time, which is an error above `samples_max`.
+    /// all cores. Gives how many were held at a time, which is an error above `samples_max`.
     pub fn push_shares(
         &mut self,
         eval: &Evaluator,
         shares: &Shares,
         until: i64,
         samples_max: usize,
-    ) -> Result<(usize, usize), QueryError> {
+    ) -> Result<usize, QueryError> {
         let ready = self.ready(until);
         let next = self.next_after(ready);
         let before: Vec<Mutex<SeriesData>> = std::mem::take(&mut self.held).into_iter().map(Mutex::new).collect();
-        let (read, now, peak) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        let (now, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let done = parallel::map(shares.count(), usize::MAX, |share| {
             eval.alive()?;
             let samples = shares.read(share)?;
@@ -118,7 +118,6 @@ impl Streamed {
             if held > samples_max {
                 return Err(too_many());
             }
-            read.fetch_add(n, Ordering::Relaxed);
             peak.fetch_max(held, Ordering::Relaxed);
             let floats: Vec<bool> = samples.iter().map(|(_, s)| !s.ts.is_empty()).collect();
             let (places, mut series): (Vec<usize>, Vec<SeriesData>) = samples.into_iter().unzip();
@@ -154,7 +153,7 @@ impl Streamed {
             }
         }
         self.done += ready;
-        Ok((read.into_inner(), peak.into_inner()))
+        Ok(peak.into_inner())
     }
 
     fn shift(&self) -> Shift {
