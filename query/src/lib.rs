@@ -10,7 +10,6 @@ pub mod fragment;
 pub mod http;
 pub mod limits;
 pub mod logql;
-mod parallel;
 pub mod promql;
 pub mod raw;
 pub mod recent;
@@ -20,3 +19,4 @@ pub mod syntax;
 pub mod trace;
 
 pub use http::router::{QueryConfig, router};
+use storage::parallel;

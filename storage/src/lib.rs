@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod model;
 pub mod object;
 mod open;
+pub mod parallel;
 pub mod part;
 mod part_cache;
 pub mod scan;

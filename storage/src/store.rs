@@ -997,7 +997,7 @@ impl Inner {
                 sources.push(Arc::new(HeadSource { table: request.table, batch }));
             }
         }
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let workers = crate::parallel::threads();
         Ok(Some(ScanJob { request, selector, columns, columns_untimed, sources, stats, workers }))
     }
 }

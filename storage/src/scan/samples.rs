@@ -29,6 +29,7 @@ use crate::{
     catalog::PartEntry,
     head::{HeadBatch, HeadRows},
     model::{Table, TenantId, TimeRange, Timestamp, time::NANOS_PER_MILLI},
+    parallel,
     part::{PartReader, SampleGroup},
     store::Inner,
 };
@@ -427,7 +428,7 @@ impl Inner {
             return Ok(scan);
         };
         let sources = parts.len() + heads.len();
-        let found = each(sources, |i| {
+        let found = parallel::map(sources, usize::MAX, |i| {
             let found = match parts.get(i) {
                 Some((file, entry)) => self.part_runs(file, entry, &ranks, times).map(|p| p.map(Source::Part)),
                 None => head_runs(&heads[i - parts.len()], &ranks, times).map(|h| h.map(Source::Head)),
@@ -649,48 +650,9 @@ fn head_runs(batch: &HeadBatch, ranks: &Ranks, times: (i64, i64)) -> Result<Opti
     Ok(Some(out))
 }
 
-/// `f` of each of `0..n` on some threads, results in order; the first error ends it.
-fn each<T: Send>(n: usize, f: impl Fn(usize) -> Result<T, ScanError> + Sync) -> Result<Vec<T>, ScanError> {
-    let threads = threads().min(n);
-    if threads < 2 {
-        return (0..n).map(f).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Result<T, ScanError>)>> = Mutex::new(Vec::with_capacity(n));
-    let run = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= n {
-                return;
-            }
-            let result = f(i);
-            if result.is_err() {
-                next.store(n, Ordering::Relaxed);
-            }
-            done.lock().push((i, result));
-        }
-    };
-    std::thread::scope(|scope| {
-        (1..threads).for_each(|_| drop(scope.spawn(run)));
-        run();
-    });
-    let mut done = done.into_inner();
-    done.sort_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, result)| result).collect()
-}
-
-/// Cores that may be used, at most [`THREADS_MAX`]. Asking the system takes as long as a small plan.
-fn threads() -> usize {
-    static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
-}
-
 /// Into about how many shares a scan is cut at least, unless they had fewer samples than that many.
 const SHARES_AIM: u64 = 16;
 const SHARE_ROWS_MIN: usize = 4096;
 
 /// About what a row takes that is unpacked: most bytes of times and values are those of the row before.
 const UNPACKED_ROW_BYTES: u64 = 8;
-
-/// Threads that plan one scan.
-const THREADS_MAX: usize = 8;

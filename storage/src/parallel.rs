@@ -41,7 +41,7 @@ impl Drop for Inside {
 }
 
 /// Cores that may be used, at most [`THREADS_MAX`]. Asking the system takes as long as a small query.
-fn threads() -> usize {
+pub fn threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX))
 }
