@@ -13,8 +13,17 @@ pub const STEPS_MAX: usize = 1_000_000;
 /// `match[]` parameters of one request.
 pub const MATCHES_MAX: usize = 200;
 
-/// Bytes of a remote read request, compressed and not.
-pub const READ_REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a remote read request, compressed and not. Source: Prometheus.
+pub const READ_REQUEST_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of a remote read request above which it is one of [`READS_LARGE_MAX`].
+pub const READ_LARGE_BYTES: usize = 1 << 20;
+
+/// Large remote read requests in memory at the same time; the others wait for their turn.
+pub const READS_LARGE_MAX: usize = 2;
+
+/// Matchers of all queries of a remote read request: each may be asked of every value of its label.
+pub const READ_MATCHERS_MAX: usize = 10_000;
 
 /// Remote reads at work at the same time; the others wait for their turn until their deadline.
 pub const READS_CONCURRENT_MAX: usize = 10;

@@ -200,6 +200,50 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
     assert_eq!(raw(&api, Request::get("/api/v1/read").body(Body::empty()).unwrap()).await.0, 405);
 }
 
+#[tokio::test]
+async fn requests_of_megabytes_are_answered_and_those_beyond_32_mib_refused() {
+    let of_m = [("__name__", "m"), ("x", "a")];
+    let (_dir, api, _) = api_over(&[(&of_m, 0, &[1.0, 2.0])], query::QueryConfig::default()).await;
+    // What no compression makes small.
+    let mut state = 1u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:016x}", state ^ state >> 29)
+    };
+    let mut long = || (0..20).map(|_| word()).collect::<String>();
+    let mut of_many = || {
+        let others = (0..60).map(|_| matching(1, "x", &long()));
+        asked(others.chain([matching(0, "__name__", "m")]).collect(), 0, 60_000)
+    };
+    let answer = samples(&api, (0..150).map(|_| of_many()).collect()).await;
+    assert_eq!(answer.results.len(), 150);
+    assert!(answer.results.iter().all(|r| r.timeseries.len() == 1 && r.timeseries[0].samples.len() == 2));
+
+    let told = async |body: Vec<u8>| {
+        let (status, _, text) = raw(&api, Request::post("/api/v1/read").body(Body::from(body)).unwrap()).await;
+        (status, String::from_utf8(text).unwrap())
+    };
+    let too_large = (400, "the request is larger than the limit of 33554432 bytes\n".to_owned());
+    let large = ReadRequest {
+        queries: vec![asked(vec![matching(0, "x", &"v".repeat(33 << 20))], 0, 1)],
+        accepted_response_types: vec![],
+    };
+    assert_eq!(told(snap::raw::Encoder::new().compress_vec(&large.encode_to_vec()).unwrap()).await, too_large);
+    assert_eq!(told(vec![0; (32 << 20) + 1]).await, too_large);
+    // A matcher of two bytes takes many times as many in memory.
+    let mut matchers = vec![0x0a];
+    prost::encoding::encode_varint(20_002, &mut matchers);
+    matchers.extend([0x1a, 0].repeat(10_001));
+    for (request, what) in [
+        (matchers, "more than the limit of 10000 matchers"),
+        ([0x0a, 0].repeat(201), "more than the limit of 200 queries"),
+        ([0x10, 1].repeat(201), "more than the limit of 200 response types"),
+    ] {
+        let (status, text) = told(snap::raw::Encoder::new().compress_vec(&request).unwrap()).await;
+        assert!(status == 400 && text.contains(what), "{text}");
+    }
+}
+
 /// The chunks of a Prometheus block with one series: after the head of the file each has its length, its encoding, its
 /// bytes and their checksum.
 fn chunks_of_block(dir: &std::path::Path) -> Vec<(u8, Vec<u8>)> {

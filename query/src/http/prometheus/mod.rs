@@ -29,7 +29,7 @@ use super::envelope;
 use crate::{
     annotations::Annotations,
     error::QueryError,
-    limits::{Limits, READS_CONCURRENT_MAX},
+    limits::{Limits, READS_CONCURRENT_MAX, READS_LARGE_MAX},
     promql::Engine,
 };
 
@@ -44,6 +44,8 @@ pub struct Api {
     about: Arc<About>,
     /// Slots of remote reads.
     reads: Arc<Semaphore>,
+    /// Places of remote read requests that are large themselves.
+    large_reads: Arc<Semaphore>,
 }
 
 impl Api {
@@ -55,6 +57,7 @@ impl Api {
             started: SystemTime::now(),
             about: Arc::new(about),
             reads: Arc::new(Semaphore::new(READS_CONCURRENT_MAX)),
+            large_reads: Arc::new(Semaphore::new(READS_LARGE_MAX)),
         }
     }
 }

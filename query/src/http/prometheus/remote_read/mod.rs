@@ -7,10 +7,10 @@ mod bits;
 pub(super) mod chunk;
 pub mod wire;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{Request, State},
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
@@ -25,7 +25,7 @@ use storage::{
     ErrorKind, SeriesInfo,
     model::{MatchOp, Matcher, MatcherBudget, TenantId},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
     http::{envelope, params},
     limits::{
         MATCHES_MAX, READ_ANSWER_BYTES_MAX, READ_FRAME_BYTES, READ_GROUP_POINTS, READ_GROUP_SERIES_MAX,
-        READ_REQUEST_BYTES_MAX,
+        READ_LARGE_BYTES, READ_MATCHERS_MAX, READ_REQUEST_BYTES_MAX,
     },
     raw::{self, RawSeries},
 };
@@ -72,17 +72,15 @@ pub(super) async fn read(State(api): State<Api>, request: Request) -> Response<B
 async fn answer(api: Api, request: Request) -> Result<Response<Body>, Refusal> {
     let (head, body) = request.into_parts();
     let tenant = params::tenant(&head.headers)?;
-    let request = decoded(&head.headers, body).await?;
+    let deadline = Instant::now() + api.limits.timeout;
+    let (request, large) = decoded(&api, &head.headers, body, deadline).await?;
     let streamed = wants_chunks(&request.accepted_response_types)?;
     let mut budget = MatcherBudget::default();
     let wanted = request.queries.into_iter().map(|q| Wanted::of(q, &mut budget)).collect::<Result<Vec<_>, _>>()?;
     for w in &wanted {
         w.check_range(&api, &tenant)?;
     }
-    let deadline = Instant::now() + api.limits.timeout;
-    let slot = tokio::time::timeout_at(deadline.into(), api.reads.clone().acquire_owned()).await;
-    let slot = slot.map_err(|_| QueryError::Timeout("remote read queue"))?;
-    let slot = slot.map_err(|_| QueryError::Canceled("remote read queue"))?;
+    let slot = turn(&api.reads, deadline).await?;
     let samples_max = api.limits.samples_of(&tenant);
     let reader = Reader {
         queue: wanted.into_iter().enumerate().collect(),
@@ -93,12 +91,24 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, Refusal> {
         deadline,
         api,
         tenant,
-        _slot: slot,
+        _turns: (slot, large),
     };
     if streamed { stream_of_chunks(reader).await } else { one_message(reader).await }
 }
 
-async fn decoded(headers: &HeaderMap, body: Body) -> Result<wire::ReadRequest, Refusal> {
+async fn turn(places: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, Refusal> {
+    let permit = tokio::time::timeout_at(deadline.into(), places.clone().acquire_owned()).await;
+    let permit = permit.map_err(|_| QueryError::Timeout("remote read queue"))?;
+    Ok(permit.map_err(|_| QueryError::Canceled("remote read queue"))?)
+}
+
+/// The request and, if it is large, its place.
+async fn decoded(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+    deadline: Instant,
+) -> Result<(wire::ReadRequest, Option<OwnedSemaphorePermit>), Refusal> {
     if let Some(encoding) = headers.get(CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"snappy")
     {
@@ -106,29 +116,58 @@ async fn decoded(headers: &HeaderMap, body: Body) -> Result<wire::ReadRequest, R
     }
     let too_large =
         || Refusal::bad(format!("the request is larger than the limit of {READ_REQUEST_BYTES_MAX} bytes"));
-    let body = Limited::new(body, READ_REQUEST_BYTES_MAX).collect().await.map_err(|e| {
-        if e.is::<http_body_util::LengthLimitError>() {
-            too_large()
-        } else {
-            Refusal::bad(format!("cannot read the body: {e}"))
+    if body.size_hint().lower() > READ_REQUEST_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let mut body = Limited::new(body, READ_REQUEST_BYTES_MAX);
+    let mut packed = Vec::new();
+    let mut place = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| {
+            if e.is::<http_body_util::LengthLimitError>() {
+                too_large()
+            } else {
+                Refusal::bad(format!("cannot read the body: {e}"))
+            }
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if place.is_none() && packed.len() + data.len() > READ_LARGE_BYTES {
+            place = Some(turn(&api.large_reads, deadline).await?);
         }
-    })?;
-    decode(&body.to_bytes()).map_err(|e| e.unwrap_or_else(too_large))
+        packed.extend_from_slice(&data);
+    }
+    // The length stands ahead of the block: nothing is inflated that would not fit.
+    let length = snap::raw::decompress_len(&packed).map_err(|e| undecodable(&e))?;
+    if length > READ_REQUEST_BYTES_MAX {
+        return Err(too_large());
+    }
+    if length <= READ_LARGE_BYTES {
+        return Ok((decode(&packed)?, place));
+    }
+    if place.is_none() {
+        place = Some(turn(&api.large_reads, deadline).await?);
+    }
+    Ok((blocking(move || decode(&packed)).await??, place))
 }
 
-/// The request of a snappy block. `Err(None)`: larger than [`READ_REQUEST_BYTES_MAX`].
-fn decode(body: &[u8]) -> Result<wire::ReadRequest, Option<Refusal>> {
-    let bad = |e: &dyn std::fmt::Display| Some(Refusal::bad(format!("cannot decode the request: {e}")));
-    // The length stands ahead of the block: nothing is inflated that would not fit.
-    if snap::raw::decompress_len(body).map_err(|e| bad(&e))? > READ_REQUEST_BYTES_MAX {
-        return Err(None);
+fn undecodable(e: &dyn std::fmt::Display) -> Refusal {
+    Refusal::bad(format!("cannot decode the request: {e}"))
+}
+
+/// The request of a snappy block.
+fn decode(packed: &[u8]) -> Result<wire::ReadRequest, Refusal> {
+    let plain = snap::raw::Decoder::new().decompress_vec(packed).map_err(|e| undecodable(&e))?;
+    let parts = wire::Parts::of(&plain).map_err(|e| undecodable(&e))?;
+    for (n, limit, what) in [
+        (parts.queries, MATCHES_MAX, "queries"),
+        (parts.matchers, READ_MATCHERS_MAX, "matchers"),
+        (parts.types, MATCHES_MAX, "response types"),
+    ] {
+        if n > limit {
+            return Err(Refusal::bad(format!("more than the limit of {limit} {what} in a request")));
+        }
     }
-    let plain = snap::raw::Decoder::new().decompress_vec(body).map_err(|e| bad(&e))?;
-    let request = wire::ReadRequest::decode(&plain[..]).map_err(|e| bad(&e))?;
-    if request.queries.len() > MATCHES_MAX {
-        return Err(Some(Refusal::bad(format!("more than the limit of {MATCHES_MAX} queries in a request"))));
-    }
-    Ok(request)
+    wire::ReadRequest::decode(&plain[..]).map_err(|e| undecodable(&e))
 }
 
 /// The first type that is known; no types mean samples.
@@ -193,7 +232,7 @@ struct Reader {
     left: usize,
     samples_max: usize,
     deadline: Instant,
-    _slot: OwnedSemaphorePermit,
+    _turns: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 /// Some series of one query, by its index.

@@ -1,6 +1,55 @@
 //! Messages of remote read. Source: Prometheus' `remote.proto` and `types.proto`.
 
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+
+/// How much a [`ReadRequest`] says that there is, counted before anything is made of it: two bytes may stand for a query.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    pub queries: usize,
+    /// Of all queries.
+    pub matchers: usize,
+    /// At most; in bytes where they are packed.
+    pub types: usize,
+}
+
+impl Parts {
+    pub fn of(mut request: &[u8]) -> Result<Parts, String> {
+        let mut parts = Parts::default();
+        while let Some((tag, mut field)) = next(&mut request)? {
+            match tag {
+                1 => {
+                    parts.queries += 1;
+                    while let Some((tag, _)) = next(&mut field)? {
+                        parts.matchers += usize::from(tag == 3);
+                    }
+                }
+                2 => parts.types += field.len().max(1),
+                _ => {}
+            }
+        }
+        Ok(parts)
+    }
+}
+
+/// The next field of a message: its number and, if it has a length, its bytes.
+fn next<'a>(message: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, String> {
+    if message.is_empty() {
+        return Ok(None);
+    }
+    let told = |e: prost::DecodeError| e.to_string();
+    let (tag, wire_type) = decode_key(message).map_err(told)?;
+    if wire_type != WireType::LengthDelimited {
+        skip_field(wire_type, tag, message, DecodeContext::default()).map_err(told)?;
+        return Ok(Some((tag, &[])));
+    }
+    let length = usize::try_from(decode_varint(message).map_err(told)?).unwrap_or(usize::MAX);
+    let (field, rest) = message.split_at_checked(length).ok_or("a field is longer than its message")?;
+    *message = rest;
+    Ok(Some((tag, field)))
+}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ReadRequest {
