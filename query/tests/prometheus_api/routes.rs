@@ -82,7 +82,14 @@ async fn status_pages_say_what_clients_look_for() {
     assert_eq!(tsdb["labelValueCountByLabelName"], json!([{"name": "__name__", "value": 2}]));
     assert_eq!(tsdb["memoryInBytesByLabelName"], json!([{"name": "job", "value": 12}]));
     assert_eq!(tsdb["seriesCountByLabelValuePair"], json!([{"name": "__name__=a", "value": 2}]));
-    assert_eq!(get(&api, "/api/v1/status/tsdb?limit=0").await.0, 400);
+    // One append, in memory.
+    assert_eq!(tsdb["headStats"]["chunkCount"], 1);
+    let times = ["minTime", "maxTime"].map(|t| tsdb["headStats"][t].as_i64().unwrap());
+    assert_eq!(times, [(now - 60) * 1000; 2]);
+    assert_eq!(data("status/tsdb?limit=").await["seriesCountByLabelValuePair"].as_array().unwrap().len(), 4);
+    for limit in ["0", "-1", "x", "10001"] {
+        assert_eq!(get(&api, &format!("/api/v1/status/tsdb?limit={limit}")).await.0, 400, "{limit}");
+    }
 }
 
 #[tokio::test]

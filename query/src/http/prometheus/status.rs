@@ -1,7 +1,7 @@
 //! `/status/*` and `/features`: what clients ask to know whom they speak to and what it holds.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::SystemTime,
 };
@@ -10,11 +10,11 @@ use axum::{body::Body, extract::Request, http::Response};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
 use storage::{
-    SeriesInfo,
+    Census,
     model::{Table, TimeRange, Timestamp},
 };
 
-use super::{Answer, Api, query::now_ms, series::find};
+use super::{Answer, Api, query::now_ms};
 use crate::{
     annotations::Annotations,
     error::QueryError,
@@ -175,87 +175,37 @@ pub(super) async fn features() -> Response<Body> {
     }))
 }
 
+/// What the head of a Prometheus would hold: series with a sample in the last two hours. `chunkCount` counts what their samples
+/// and histograms rest in, each with many series: batches in memory and parts on disk.
 pub(super) async fn tsdb(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
-    let top = match params.get("limit").map(|v| (v, v.parse::<usize>())) {
+    let top = match params.get("limit").filter(|v| !v.is_empty()).map(str::parse::<usize>) {
         None => TOP_DEFAULT,
-        Some((_, Ok(n))) if (1..=TOP_MAX).contains(&n) => n,
+        Some(Ok(n)) if (1..=TOP_MAX).contains(&n) => n,
         Some(_) => return Err(invalid("limit", &format!("limit must be a number from 1 to {TOP_MAX}"))),
     };
     let now = now_ms();
     let range = TimeRange::new(Timestamp::from_millis(now - HEAD_MS), Timestamp::from_millis(now + 1));
-    let found = find(&api, &tenant, &[], range).await?;
-    tokio::task::spawn_blocking(move || success(&tsdb_status(&found, (now - HEAD_MS, now), top)))
-        .await
-        .map_err(|e| QueryError::Internal(e.to_string()))
+    let range = range.ok_or_else(|| QueryError::Internal("the clock is beyond all time".into()))?;
+    Ok(success(&tsdb_status(&api.store.census(&tenant, range, top).await?)))
 }
 
-fn tsdb_status(series: &[SeriesInfo], (min, max): (i64, i64), top: usize) -> Value {
-    // Series by label name and value: all else follows from it.
-    let mut labels: HashMap<&str, HashMap<&str, u64>> = HashMap::new();
-    for (name, value) in series.iter().flat_map(|s| s.labels.iter()) {
-        *labels.entry(name).or_default().entry(value).or_default() += 1;
-    }
-    let by_name = labels.get("__name__").into_iter().flatten().map(|(metric, n)| (*metric, *n));
-    let values = labels.iter().map(|(name, values)| (*name, values.len() as u64));
-    let bytes = labels.iter().map(|(name, values)| (*name, values.iter().map(|(v, n)| v.len() as u64 * n).sum()));
-    let pairs = || labels.iter().flat_map(|(name, values)| values.iter().map(|(value, n)| ((*name, *value), *n)));
-    // Heads here have no chunks: a series is one row of samples until they are flushed.
+fn tsdb_status(census: &Census) -> Value {
+    // As a Prometheus without samples tells them.
+    let (min, max) = census.times.unwrap_or((i64::MAX, i64::MIN));
+    let list = |all: &[(String, u64)]| -> Vec<Value> {
+        all.iter().map(|(name, value)| json!({"name": name, "value": value})).collect()
+    };
+    let pairs: Vec<(String, u64)> =
+        census.series_by_pair.iter().map(|((name, value), n)| (format!("{name}={value}"), *n)).collect();
     json!({
         "headStats": {
-            "numSeries": series.len(), "numLabelPairs": pairs().count(), "chunkCount": 0, "minTime": min, "maxTime": max,
+            "numSeries": census.series, "numLabelPairs": census.pairs, "chunkCount": census.pieces,
+            "minTime": min, "maxTime": max,
         },
-        "seriesCountByMetricName": largest(by_name, top, str::to_owned),
-        "labelValueCountByLabelName": largest(values, top, str::to_owned),
-        "memoryInBytesByLabelName": largest(bytes, top, str::to_owned),
-        "seriesCountByLabelValuePair": largest(pairs(), top, |(n, v)| format!("{n}={v}")),
+        "seriesCountByMetricName": list(&census.series_by_metric),
+        "labelValueCountByLabelName": list(&census.values_by_name),
+        "memoryInBytesByLabelName": list(&census.value_bytes_by_name),
+        "seriesCountByLabelValuePair": list(&pairs),
     })
-}
-
-/// The `top` entries of the highest values, of equal ones those that come first by name.
-fn largest<N: Ord>(all: impl IntoIterator<Item = (N, u64)>, top: usize, name: impl Fn(N) -> String) -> Vec<Value> {
-    let order = |a: &(N, u64), b: &(N, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0));
-    let mut all: Vec<(N, u64)> = all.into_iter().collect();
-    // There may be millions, of which few are shown.
-    if all.len() > top {
-        all.select_nth_unstable_by(top, order);
-        all.truncate(top);
-    }
-    all.sort_unstable_by(order);
-    all.into_iter().map(|(n, value)| json!({"name": name(n), "value": value})).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_list_of_the_head_is_counted_and_ordered_as_in_prometheus() {
-        let series = |metric: &str, labels: &[(&str, &str)]| SeriesInfo {
-            id: 0,
-            labels: Arc::new(labels.iter().copied().chain([("__name__", metric)]).collect()),
-            metric_type: None,
-            unit: None,
-            help: None,
-        };
-        let all = [
-            series("up", &[("job", "a"), ("instance", "one")]),
-            series("up", &[("job", "a"), ("instance", "two")]),
-            series("up", &[("job", "b")]),
-            series("x", &[("job", "b")]),
-        ];
-        let told = tsdb_status(&all, (1, 2), 2);
-        let want = json!({
-            "headStats": {"numSeries": 4, "numLabelPairs": 6, "chunkCount": 0, "minTime": 1, "maxTime": 2},
-            "seriesCountByMetricName": [{"name": "up", "value": 3}, {"name": "x", "value": 1}],
-            "labelValueCountByLabelName": [{"name": "__name__", "value": 2}, {"name": "instance", "value": 2}],
-            // Bytes of the values, once for each series.
-            "memoryInBytesByLabelName": [{"name": "__name__", "value": 7}, {"name": "instance", "value": 6}],
-            "seriesCountByLabelValuePair": [
-                {"name": "__name__=up", "value": 3}, {"name": "job=a", "value": 2},
-            ],
-        });
-        assert_eq!(told, want);
-        assert_eq!(tsdb_status(&all, (1, 2), 100)["seriesCountByLabelValuePair"].as_array().unwrap().len(), 6);
-    }
 }
