@@ -8,6 +8,8 @@ use super::yaml::{Document, Place};
 
 /// Errors reported at most.
 const ERRORS_MAX: usize = 100;
+/// Of more names than this only the nearest one is told.
+const NAMES_MAX: usize = 12;
 
 /// One thing wrong in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,12 +107,34 @@ fn culprit(value: &Value, path: &str, message: &str) -> String {
 
 /// The message with what was meant, if a valid name is near.
 fn explain(message: &str, unknown: Option<&str>) -> String {
-    let Some(unknown) = unknown else { return message.to_owned() };
+    let Some(unknown) = unknown else { return plain(message) };
     let valid: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+    let many = valid.len() > NAMES_MAX;
     match pipeline::error::nearest(unknown, valid) {
+        Some(name) if many => {
+            let short = message.split(", expected").next().unwrap_or(message);
+            format!("{short}; did you mean `{name}`?")
+        }
         Some(name) => format!("{message}; did you mean `{name}`?"),
         None => message.to_owned(),
     }
+}
+
+/// The message with types in words.
+fn plain(message: &str) -> String {
+    for (of_rust, words) in [
+        (&["u64", "u32", "u16", "u8", "usize"][..], "a whole number"),
+        (&["i64", "i32"], "an integer"),
+        (&["f64"], "a number"),
+        (&["a sequence"], "a list"),
+    ] {
+        for name in of_rust {
+            if let Some(start) = message.strip_suffix(name).filter(|s| s.ends_with("expected ")) {
+                return format!("{start}{words}");
+            }
+        }
+    }
+    message.to_owned()
 }
 
 /// Steps of `a.b[2].c`.

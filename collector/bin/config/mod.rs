@@ -384,4 +384,6 @@ fn retention(rules: &[FileRetention], problem: &mut dyn FnMut(&str, String)) -> 
 mod fuzzing;
 
 #[cfg(test)]
+mod prometheus_files;
+#[cfg(test)]
 mod tests;

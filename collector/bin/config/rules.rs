@@ -118,9 +118,49 @@ impl OfPrometheus {
         if let Err(errors) = ruler::load(std::slice::from_ref(&source), &discover()) {
             return Err(errors.iter().flat_map(|e| lines(&e.to_string())).collect());
         }
-        let external_labels = file.global.external_labels.iter().map(|(n, v)| (n.clone(), v.0.clone())).collect();
+        let labels = file.global.external_labels.iter();
+        let external_labels =
+            labels.map(|(n, v)| (n.clone(), expand(&v.0, |name| std::env::var(name).ok()))).collect();
         Ok(OfPrometheus { source, external_labels, alerting })
     }
+}
+
+/// A text with `$name` and `${name}` replaced; what is not set is nothing, `$$` a dollar. Source: Prometheus 3, Go's
+/// `os.Expand`.
+fn expand(text: &str, of: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let name = match rest.strip_prefix('{') {
+            Some(braced) => {
+                let end = braced.find('}');
+                rest = end.map_or(braced, |end| &braced[end + 1..]);
+                end.map_or("", |end| &braced[..end])
+            }
+            None if rest.starts_with('$') => {
+                rest = &rest[1..];
+                "$"
+            }
+            None => {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+                let name = &rest[..end];
+                rest = &rest[end..];
+                if name.is_empty() {
+                    out.push('$');
+                }
+                name
+            }
+        };
+        match name {
+            "" => {}
+            "$" => out.push('$'),
+            name => out.push_str(&of(name).unwrap_or_default()),
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 fn lines(text: &str) -> Vec<String> {
@@ -266,7 +306,26 @@ pub fn base(file: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ConfigError, check};
+    use super::{
+        super::{ConfigError, check},
+        expand,
+    };
+
+    #[test]
+    fn external_labels_take_variables_of_the_environment() {
+        let of = |name: &str| (name == "A_1").then(|| "x".to_owned());
+        for (text, want) in [
+            ("plain", "plain"),
+            ("$A_1-${A_1}y$A_1.", "x-xyx."),
+            ("a$$A_1", "a$A_1"),
+            ("${NOT}$NOT!", "!"),
+            ("5$ $", "5$ $"),
+            ("${}a${A_1", "aA_1"),
+            ("$é", "$é"),
+        ] {
+            assert_eq!(expand(text, of), want, "{text}");
+        }
+    }
 
     #[test]
     fn rule_files_are_checked_with_the_configuration() {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
@@ -83,6 +84,77 @@ fn start(dir: &Path, config: &Path, http: SocketAddr) -> Prometheus {
         .spawn()
         .unwrap();
     Prometheus(child)
+}
+
+/// A target that exposes this text to whoever connects.
+fn exposing(body: &str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close";
+    let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut got, mut chunk) = (Vec::new(), [0; 4096]);
+            while !got.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut chunk) {
+                    Ok(n) if n > 0 => got.extend_from_slice(&chunk[..n]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn classic_histograms_scraped_with_custom_buckets_have_the_same_quantiles() {
+    let mut body = "# TYPE h_seconds histogram\n".to_owned();
+    for (code, counts) in [("200", [3, 10, 40, 41, 42]), ("500", [0, 0, 1, 1, 4])] {
+        for (bound, count) in ["0.1", "0.5", "1", "2.5", "+Inf"].iter().zip(counts) {
+            body.push_str(&format!("h_seconds_bucket{{code=\"{code}\",le=\"{bound}\"}} {count}\n"));
+        }
+        let n = counts[4];
+        body.push_str(&format!("h_seconds_sum{{code=\"{code}\"}} {n}.5\nh_seconds_count{{code=\"{code}\"}} {n}\n"));
+    }
+    let target = exposing(&body);
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("prometheus.yml");
+    let here = format!("static_configs: [{{targets: ['{target}']}}]");
+    let text = format!(
+        "global: {{scrape_interval: 500ms, convert_classic_histograms_to_nhcb: true}}\nscrape_configs:\n\
+         - {{job_name: custom, {here}}}\n- {{job_name: both, always_scrape_classic_histograms: true, {here}}}\n\
+         - {{job_name: classic, convert_classic_histograms_to_nhcb: false, {here}}}\n\
+         - {{job_name: far, proxy_from_environment: true, static_configs: [{{targets: ['nowhere.test:80']}}]}}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let args = ["--no-collect", "--prometheus-config", &config.display().to_string()];
+    // The target answers as a proxy would.
+    let proxy = format!("http://{target}");
+    let server = Server::start_with(&dir.path().join("data"), &args, &[("http_proxy", &proxy)]).unwrap();
+    let at = server.http;
+    until("scrapes of all jobs", || equal(one_value(at, "sum(up)")?, 4.0));
+    for (job, series) in [("custom", 2.0), ("both", 2.0 + 14.0), ("classic", 14.0), ("far", 2.0)] {
+        let query = format!("count({{__name__=~\"h_.*\",job=\"{job}\"}})");
+        assert_eq!(one_value(at, &query), Ok(series), "{job}");
+        let query = format!("scrape_samples_scraped{{job=\"{job}\"}}");
+        assert_eq!(one_value(at, &query), Ok(series), "{job}");
+    }
+    for code in ["200", "500"] {
+        for q in ["0.05", "0.3", "0.5", "0.9", "0.97", "1"] {
+            let of = |selector: &str| one_value(at, &format!("histogram_quantile({q}, {selector})")).unwrap();
+            let want = of(&format!("h_seconds_bucket{{job=\"classic\",code=\"{code}\"}}"));
+            for job in ["custom", "both", "far"] {
+                let got = of(&format!("h_seconds{{job=\"{job}\",code=\"{code}\"}}"));
+                assert!((got - want).abs() < 1e-9, "{q} of {code} by {job}: {got}, classic {want}");
+            }
+        }
+        for function in ["count", "sum"] {
+            let got = format!("histogram_{function}(h_seconds{{job=\"custom\",code=\"{code}\"}})");
+            let want = format!("h_seconds_{function}{{job=\"classic\",code=\"{code}\"}}");
+            assert_eq!(one_value(at, &got), one_value(at, &want));
+        }
+    }
 }
 
 #[test]
