@@ -123,7 +123,11 @@ pub(super) fn extrapolated(w: &Window<'_>, notes: &Notes<'_>, kind: Kind) -> Poi
 /// `windows`: `start < ts <= end`, neither end ever moving back.
 pub(super) fn over_floats(ts: &[i64], values: &[f64], windows: &[(i64, i64)], kind: Kind) -> Vec<Point> {
     let mut resets: Vec<usize> = Vec::new();
-    if kind.is_counter() {
+    // Mostly there is none, which is seen on several at once.
+    let falls = |values: &[f64]| {
+        values.iter().zip(values.get(1..).unwrap_or_default()).fold(false, |any, (a, b)| any | (b < a))
+    };
+    if kind.is_counter() && falls(values) {
         resets.extend(values.windows(2).enumerate().filter(|(_, pair)| pair[1] < pair[0]).map(|(i, _)| i + 1));
     }
     let mut out = vec![Point::None; windows.len()];

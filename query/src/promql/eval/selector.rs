@@ -251,7 +251,9 @@ fn as_data(series: Series, steps: &Steps) -> SeriesData {
 }
 
 pub(super) fn without_stale(data: &Arc<SeriesData>) -> Arc<SeriesData> {
-    if !data.values.iter().any(|v| is_stale(*v)) && !data.histograms.iter().any(|h| is_stale(h.1.sum)) {
+    // Without an end in between, so that several are looked at at once.
+    let any_float = data.values.iter().fold(false, |any, v| any | is_stale(*v));
+    if !any_float && !data.histograms.iter().any(|h| is_stale(h.1.sum)) {
         return data.clone();
     }
     let kept: Vec<usize> = (0..data.ts.len()).filter(|i| !is_stale(data.values[*i])).collect();
