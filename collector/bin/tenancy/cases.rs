@@ -59,6 +59,7 @@ pub(super) fn cases() -> Vec<(&'static str, Vec<Case>)> {
         ("/-/healthy", same("/-/healthy")),
         ("/metrics", same("/metrics")),
         ("/-/reload", vec![Case::Operator]),
+        ("/-/quit", vec![Case::Operator]),
         ("/graph", same("/graph?g0.expr=1")),
         (
             "/ingest/ndjson",

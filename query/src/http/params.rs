@@ -50,11 +50,17 @@ impl Params {
 
     /// A time in ms.
     pub fn time(&self, name: &str) -> Result<Option<i64>, QueryError> {
-        self.get(name)
-            .map(|v| {
-                parse_time_ms(v).ok_or_else(|| invalid(name, &format!("cannot parse {v:?} to a valid timestamp")))
-            })
-            .transpose()
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let time = parse_time_ms(text).ok_or_else(|| {
+            invalid(name, &format!("invalid time value for '{name}': cannot parse {text:?} to a valid timestamp"))
+        })?;
+        Ok(Some(time))
+    }
+
+    /// A time in ms that must be there.
+    pub fn required_time(&self, name: &str) -> Result<i64, QueryError> {
+        let text = self.get(name).unwrap_or("");
+        parse_time_ms(text).ok_or_else(|| invalid(name, &format!("cannot parse {text:?} to a valid timestamp")))
     }
 
     /// A duration in ms.
@@ -67,17 +73,27 @@ impl Params {
                     Some(_) => None,
                     None => parse_duration_ms(v),
                 };
-                ms.ok_or_else(|| invalid(name, &format!("cannot parse {v:?} to a valid duration")))
+                let why = if seconds.is_some() { ". It overflows int64" } else { "" };
+                ms.ok_or_else(|| invalid(name, &format!("cannot parse {v:?} to a valid duration{why}")))
             })
             .transpose()
     }
 
     /// `None`: no limit.
     pub fn limit(&self) -> Result<Option<usize>, QueryError> {
-        match self.get("limit").map(|v| (v, v.parse::<usize>())) {
-            None | Some((_, Ok(0))) => Ok(None),
-            Some((_, Ok(n))) => Ok(Some(n)),
-            Some((v, Err(_))) => Err(invalid("limit", &format!("cannot parse {v:?} to a non-negative integer"))),
+        let Some(text) = self.get("limit") else { return Ok(None) };
+        match text.parse::<i64>() {
+            Ok(0) => Ok(None),
+            Ok(n) => match usize::try_from(n) {
+                Ok(n) => Ok(Some(n)),
+                Err(_) => Err(invalid("limit", "limit must be non-negative")),
+            },
+            Err(e) => {
+                use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+                let large = matches!(e.kind(), PosOverflow | NegOverflow);
+                let why = if large { "value out of range" } else { "invalid syntax" };
+                Err(invalid("limit", &format!("strconv.Atoi: parsing {text:?}: {why}")))
+            }
         }
     }
 

@@ -41,7 +41,7 @@ async fn delete_series(State(store): State<Store>, request: Request) -> Response
     }
     let delete = async {
         let (params, tenant) = Params::of(request).await?;
-        let matches = prometheus::matches(&params)?;
+        let matches = prometheus::named_matches(&params)?;
         if matches.is_empty() {
             return Err(QueryError::BadData("no match[] parameter provided".into()));
         }

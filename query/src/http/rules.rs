@@ -63,7 +63,17 @@ impl std::fmt::Debug for Reloader {
 
 /// Paths at the root.
 pub fn lifecycle(reloader: Reloader) -> Router {
-    Router::new().route("/-/reload", post(reload).put(reload)).route("/graph", get(graph)).with_state(reloader)
+    Router::new()
+        .route("/-/reload", post(reload).put(reload))
+        .route("/-/quit", post(quit).put(quit))
+        .route("/graph", get(graph))
+        .with_state(reloader)
+}
+
+/// Who runs a process ends it.
+async fn quit() -> Response<Body> {
+    let text = "this process is not ended over HTTP: send it SIGTERM\n";
+    envelope::with_type(StatusCode::FORBIDDEN, "text/plain; charset=utf-8", text)
 }
 
 /// 500 with every fault when a file is bad, as Prometheus answers.

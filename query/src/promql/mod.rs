@@ -18,7 +18,6 @@ mod parser;
 pub mod print;
 mod stack;
 mod tree_json;
-mod unclosed;
 pub mod value;
 
 pub use aggregates::{Answered, Source};

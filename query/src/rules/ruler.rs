@@ -285,6 +285,11 @@ impl Ruler {
         self.0.in_force_is_latest.store(false, Ordering::Relaxed);
     }
 
+    /// What tells this process from others, outside of it.
+    pub fn external_labels(&self) -> Labels {
+        self.0.settings().external_labels.clone()
+    }
+
     /// Groups of a tenant, by file and name.
     pub fn groups(&self, tenant: &TenantId) -> Vec<Arc<GroupView>> {
         self.0.views.read().values().filter(|g| g.tenant == *tenant).cloned().collect()

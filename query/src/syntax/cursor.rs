@@ -15,6 +15,11 @@ impl<'a> Cursor<'a> {
         Ok(Cursor { text, tokens: lex(text, dialect)?, at: 0, depth: 0 })
     }
 
+    /// Over tokens of the text, of which the last is [`Kind::End`].
+    pub fn over(text: &'a str, tokens: Vec<Token>) -> Self {
+        Cursor { text, tokens, at: 0, depth: 0 }
+    }
+
     /// All tokens; the last one is [`Kind::End`].
     pub fn tokens(&self) -> &[Token] {
         &self.tokens

@@ -26,7 +26,7 @@ pub const DEPTH_MAX: usize = 250;
 pub struct SyntaxError {
     pub message: String,
     pub span: Span,
-    /// 1-based line and column (in characters) of the span's start.
+    /// 1-based line and column (in characters) of the span's start. Line 0: there is no text.
     pub line: usize,
     pub column: usize,
 }
@@ -39,14 +39,17 @@ impl SyntaxError {
 
     /// The line of `text` the error is on, and a line below it with a caret.
     pub fn with_caret(&self, text: &str) -> String {
-        let line = text.split('\n').nth(self.line - 1).unwrap_or("");
-        format!("{self}\n{line}\n{}^", " ".repeat(self.column - 1))
+        let line = text.split('\n').nth(self.line.saturating_sub(1)).unwrap_or("");
+        format!("{self}\n{line}\n{}^", " ".repeat(line_column(text, self.span.start).1 - 1))
     }
 }
 
 /// `line:column: parse error: message`, the form of Prometheus.
 impl std::fmt::Display for SyntaxError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.line == 0 {
+            return write!(f, "unknown position: parse error: {}", self.message);
+        }
         write!(f, "{}:{}: parse error: {}", self.line, self.column, self.message)
     }
 }

@@ -1,6 +1,13 @@
 //! Federation as a Prometheus scrapes it.
 
+use std::sync::Arc;
+
 use axum::{Router, body::Body, http::Request};
+use query::{
+    limits::Limits,
+    promql::{Engine, EngineOptions},
+    rules::ruler::{Ruler, RulerSettings},
+};
 use storage::model::{Labels, MetricBatchBuilder, batch::HistogramRow, batch::SeriesMeta};
 
 use super::{api_over, append, raw};
@@ -116,12 +123,39 @@ async fn the_newest_sample_of_each_living_series_is_shown_with_its_time() {
 }
 
 #[tokio::test]
+async fn external_labels_are_added_where_a_series_has_none_of_that_name() {
+    let given: [super::Given<'_>; 2] = [
+        (&[("__name__", "a"), ("region", "us")], now(), &[1.0]),
+        (&[("__name__", "a"), ("instance", "i"), ("z", "z")], now(), &[2.0]),
+    ];
+    let (dir, _, store) = api_over(&given, query::QueryConfig::default()).await;
+    let settings = RulerSettings {
+        external_labels: Labels::from_pairs([("region", "eu"), ("replica", "r")]),
+        interval: std::time::Duration::from_secs(60),
+        state_dir: dir.path().join("state"),
+        ..RulerSettings::default()
+    };
+    let engine = Engine::new(store.clone(), Limits::default(), EngineOptions::default());
+    let clock = Arc::new(storage::vfs::SystemClock::new());
+    let discover = Arc::new(|_: &str| Vec::<std::path::PathBuf>::new());
+    let (ruler, running) = Ruler::start(settings, engine, store.clone(), clock, discover).await.unwrap();
+    let config = query::QueryConfig { ruler: Some(ruler), ..query::QueryConfig::default() };
+    let (_, _, body) = scrape(&query::router(config, store), "/federate?match[]=a", "text/plain").await;
+    let body = String::from_utf8(body).unwrap();
+    let labels: Vec<&str> = body.lines().filter_map(|l| Some(l.split_once('{')?.1.split_once('}')?.0)).collect();
+    let (first, second) =
+        ("instance=\"i\",z=\"z\",region=\"eu\",replica=\"r\"", "region=\"us\",instance=\"\",replica=\"r\"");
+    assert_eq!(labels, [first, second], "{body}");
+    running.stop(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
 async fn without_a_selector_there_is_nothing_and_a_bad_one_is_refused() {
     let (_dir, api, _) = api_over(&[(&[("__name__", "a")], now(), &[1.0])], query::QueryConfig::default()).await;
     assert_eq!(scrape(&api, "/federate", "").await.2, b"");
     let (status, content, body) = scrape(&api, "/federate?match[]=a%7B", "").await;
     assert_eq!((status, content.as_str()), (400, "text/plain; charset=utf-8"));
-    assert!(String::from_utf8(body).unwrap().contains("match[]"));
+    assert_eq!(String::from_utf8(body).unwrap(), "1:3: parse error: unexpected end of input inside braces\n");
     let (status, _, _) = scrape(&api, "/federate?match[]=%7Ba%3D%22%22%7D", "").await;
     assert_eq!(status, 400);
 }

@@ -109,16 +109,13 @@ async fn late_and_repeated_samples_are_one_sample_a_time_wherever_they_rest() {
         world.write("a", &by_minute).await;
         world.put(first).await;
         // The same, others at times that have one, and late ones between them, from the newest to the oldest.
-        let again: Vec<(i64, f64)> = (1..=10)
-            .rev()
-            .flat_map(|i| [(i * 60 - 30, 50.0 + i as f64), (i * 60, if i > 5 { 100.0 + i as f64 } else { i as f64 })])
-            .collect();
-        world.write("a", &again).await;
-        world.put(second).await;
-
         let wanted: Vec<(i64, f64)> = (1..=10)
             .flat_map(|i| [(i * 60 - 30, 50.0 + i as f64), (i * 60, if i > 5 { 100.0 + i as f64 } else { i as f64 })])
             .collect();
+        let again: Vec<(i64, f64)> = wanted.iter().rev().copied().collect();
+        world.write("a", &again).await;
+        world.put(second).await;
+
         let wanted: Vec<Value> = wanted.iter().map(|(s, v)| json!([s, v.to_string()])).collect();
         let data = world.ask("query?query=m%5B20m%5D&time=1200").await;
         assert_eq!(data["result"][0]["values"], json!(wanted), "{what}");

@@ -114,6 +114,8 @@ async fn a_post_where_only_get_is_known_is_405() {
     ] {
         assert_eq!(post(&api, &format!("/api/v1/{path}"), "a=b").await.0, 405, "{path}");
     }
+    // Nobody ends the process from afar, and is told so.
+    assert_eq!((post(&api, "/-/quit", "").await.0, get(&api, "/-/quit").await.0), (403, 405));
 }
 
 #[tokio::test]

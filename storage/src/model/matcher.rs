@@ -13,8 +13,12 @@ pub const MATCHER_REGEX_BYTES_MAX: usize = 10 << 20;
 /// Longest regular expression, bytes: to read one takes many times as much memory.
 pub const MATCHER_PATTERN_BYTES_MAX: usize = 128 << 10;
 
+/// Largest cache of one regular expression for each thread that matches, bytes.
+const MATCHER_CACHE_BYTES_MAX: usize = 2 << 20;
+
 /// Makes the matchers of one request, whose regular expressions share a budget: the nth may compile to an nth of
-/// [`MATCHER_REGEX_BYTES_MAX`], so that thousands of them take ten times as much as one.
+/// [`MATCHER_REGEX_BYTES_MAX`], so that thousands of them take ten times as much as one. Whatever else of the request is a
+/// regular expression is of the same budget.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MatcherBudget {
     compiled: usize,
@@ -33,21 +37,34 @@ impl MatcherBudget {
             MatchOp::Eq | MatchOp::Ne => Pattern::Value,
             MatchOp::Re | MatchOp::Nre => match Pattern::simple(&value) {
                 Some(simple) => simple,
-                None => {
-                    let bytes_max = MATCHER_REGEX_BYTES_MAX / (self.compiled + 1);
-                    if value.len() > MATCHER_PATTERN_BYTES_MAX {
-                        return Err(regex::Error::CompiledTooBig(bytes_max));
-                    }
-                    // `(?s:` so that `.` also matches a newline, as in Prometheus.
-                    let regex = regex::RegexBuilder::new(&format!("^(?s:{})$", re2::translate(&value)))
-                        .size_limit(bytes_max)
-                        .build()?;
-                    self.compiled += 1;
-                    Pattern::Regex(regex)
-                }
+                None => Pattern::Regex(self.anchored(&value)?),
             },
         };
         Ok(Matcher { name, op, value, pattern })
+    }
+
+    /// Compiles RE2 syntax, anchored at both ends as matchers are. Errors as [`MatcherBudget::regex`].
+    pub fn anchored(&mut self, re2: &str) -> Result<Regex, regex::Error> {
+        // `(?s:` so that `.` also matches a newline, as in Prometheus.
+        self.compile(re2, |translated| format!("^(?s:{translated})$"))
+    }
+
+    /// Compiles RE2 syntax. Errors when it does not compile within what is left.
+    pub fn regex(&mut self, re2: &str) -> Result<Regex, regex::Error> {
+        self.compile(re2, |translated| translated)
+    }
+
+    fn compile(&mut self, re2: &str, wrap: impl FnOnce(String) -> String) -> Result<Regex, regex::Error> {
+        let bytes_max = MATCHER_REGEX_BYTES_MAX / (self.compiled + 1);
+        if re2.len() > MATCHER_PATTERN_BYTES_MAX {
+            return Err(regex::Error::CompiledTooBig(bytes_max));
+        }
+        let regex = regex::RegexBuilder::new(&wrap(re2::translate(re2)))
+            .size_limit(bytes_max)
+            .dfa_size_limit(bytes_max.min(MATCHER_CACHE_BYTES_MAX))
+            .build()?;
+        self.compiled += 1;
+        Ok(regex)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod json;
 pub mod labels;
 pub mod matcher;
 pub mod re2;
+pub mod re2_fault;
 pub mod schema;
 pub mod tenant;
 pub mod time;

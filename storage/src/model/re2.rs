@@ -2,17 +2,31 @@
 
 use regex::{Regex, RegexBuilder};
 
+use super::re2_fault::fault;
+
 /// Largest compiled size of one expression, bytes.
 pub const REGEX_BYTES_MAX: usize = 8 << 20;
 
 /// Compiles RE2 syntax. The error is one line.
 pub fn compile(re2: &str) -> Result<Regex, String> {
-    RegexBuilder::new(&translate(re2)).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build().map_err(
-        |e| {
-            let text = e.to_string();
-            format!("error parsing regexp: {}", text.lines().last().unwrap_or("").trim_start_matches("error: "))
-        },
+    compile_one_of(re2, 1)
+}
+
+/// As [`compile`], one of `many` that are used together and share the memory for what is cached while they match.
+pub fn compile_one_of(re2: &str, many: usize) -> Result<Regex, String> {
+    let cached = REGEX_BYTES_MAX / many.max(1);
+    RegexBuilder::new(&translate(re2)).size_limit(REGEX_BYTES_MAX).dfa_size_limit(cached).build().map_err(
+        |e| told(re2, &e),
     )
+}
+
+/// Why `re2` did not compile, in one line: in the words of Go's `regexp` where it has any.
+pub fn told(re2: &str, error: &regex::Error) -> String {
+    if let (regex::Error::Syntax(_), Some(fault)) = (error, fault(re2)) {
+        return fault;
+    }
+    let text = error.to_string();
+    format!("error parsing regexp: {}", text.lines().last().unwrap_or("").trim_start_matches("error: "))
 }
 
 /// RE2's `\d \w \s \b` are ASCII, `\Q..\E` quotes, an opening brace that begins no repetition is literal, and a class

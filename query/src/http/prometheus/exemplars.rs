@@ -26,7 +26,10 @@ use crate::{
 
 pub(super) async fn exemplars(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
-    let expr = promql::parse(params.required("query")?)?;
+    let expr = promql::parse(params.get("query").unwrap_or(""))?;
+    if matches!((params.time("start")?, params.time("end")?), (Some(start), Some(end)) if end < start) {
+        return Err(QueryError::BadData("end timestamp must not be before start timestamp".into()));
+    }
     let mut selectors: Vec<Vec<Matcher>> = Vec::new();
     expr.walk(&mut |e| {
         if let ExprKind::Selector(s) | ExprKind::Range { selector: s, .. } = &e.kind {

@@ -1,16 +1,20 @@
 //! `/federate`: the newest sample of each matching series, in the formats of scrapes.
 //!
 //! Only samples within the lookback window are shown, none of a series that has ended, and always with their time. Series
-//! without a name are left out. A series without an `instance` gets an empty one, so that the scraper does not add its own.
+//! without a name are left out. Series get the external labels that they have not, and an empty `instance` where they have
+//! none, so that the scraper does not add its own.
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
-use storage::{ErrorKind, model::batch::HistogramRow};
+use storage::{
+    ErrorKind,
+    model::{Labels, batch::HistogramRow},
+};
 
 use super::{
     Api,
@@ -27,8 +31,8 @@ use crate::{
     raw,
 };
 
-pub(super) async fn federate(State(api): State<Api>, request: Request) -> Response<Body> {
-    answer(api, request).await.unwrap_or_else(|e| {
+pub(super) async fn federate(api: Api, external: Labels, request: Request) -> Response<Body> {
+    answer(api, external, request).await.unwrap_or_else(|e| {
         let status = match e.kind() {
             ErrorKind::Invalid | ErrorKind::TooLarge => StatusCode::BAD_REQUEST,
             ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Deadline => StatusCode::SERVICE_UNAVAILABLE,
@@ -71,7 +75,7 @@ impl Row {
     }
 }
 
-async fn answer(api: Api, request: Request) -> Result<Response<Body>, QueryError> {
+async fn answer(api: Api, external: Labels, request: Request) -> Result<Response<Body>, QueryError> {
     let how = Exposition::negotiated(request.headers());
     let (params, tenant) = Params::of(request).await?;
     let matches = matches(&params)?;
@@ -88,7 +92,7 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, QueryError
             let mut left = api.limits.samples_of(&tenant);
             let series = raw::points(&api.store, &tenant, infos, times, &mut left).await?;
             let series = series.ok_or_else(|| QueryError::TooLarge("exceeded sample limit".into()))?;
-            rows.extend(series.into_iter().filter_map(newest));
+            rows.extend(series.into_iter().filter_map(|s| newest(s, &external)));
         }
         tokio::task::spawn_blocking(move || written(how, rows))
             .await
@@ -101,7 +105,7 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, QueryError
     Ok(response)
 }
 
-fn newest(mut series: raw::RawSeries) -> Option<Row> {
+fn newest(mut series: raw::RawSeries, external: &Labels) -> Option<Row> {
     let name = series.labels.get("__name__")?.to_owned();
     let float = series.samples.pop();
     let histogram = series.histograms.pop();
@@ -120,9 +124,13 @@ fn newest(mut series: raw::RawSeries) -> Option<Row> {
     let labels = Arc::unwrap_or_clone(series.labels);
     let mut labels: Vec<(String, String)> =
         labels.iter().filter(|(n, _)| *n != "__name__").map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-    if !labels.iter().any(|(n, _)| n == "instance") {
-        labels.push(("instance".to_owned(), String::new()));
+    let own = labels.len();
+    for (name, value) in external.iter().chain([("instance", "")]) {
+        if name != "__name__" && !labels.iter().any(|(n, _)| n == name) {
+            labels.push((name.to_owned(), value.to_owned()));
+        }
     }
+    labels[own..].sort();
     Some(Row { name, labels, ts_ms, point })
 }
 

@@ -23,7 +23,7 @@ use axum::{
 use storage::Store;
 use tokio::sync::Semaphore;
 
-pub(super) use self::series::matches;
+pub(super) use self::series::{matches, named_matches};
 pub use self::status::{About, InForce};
 use super::envelope;
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     error::QueryError,
     limits::{Limits, READS_CONCURRENT_MAX, READS_LARGE_MAX},
     promql::Engine,
+    rules::ruler::Ruler,
 };
 
 const TRUNCATED: &str = "results truncated due to limit";
@@ -107,9 +108,13 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Paths beside `/api/v1`.
-pub fn federation(api: Api) -> Router {
-    Router::new().route("/federate", get(federate::federate)).with_state(api)
+/// Paths beside `/api/v1`. What is shown has the external labels of the ruler.
+pub fn federation(api: Api, ruler: Option<Ruler>) -> Router {
+    let external = move || ruler.as_ref().map(Ruler::external_labels).unwrap_or_default();
+    let federate = move |State(api): State<Api>, request: Request| async move {
+        federate::federate(api, external(), request).await
+    };
+    Router::new().route("/federate", get(federate)).with_state(api)
 }
 
 fn fixed(data: &'static str) -> Response<Body> {

@@ -48,7 +48,7 @@ pub(super) async fn instant(api: Api, request: Request) -> Answer {
     let time_ms = params.time("time")?.unwrap_or_else(now_ms);
     let stats = stats(&params);
     let request = InstantRequest {
-        query: params.required("query")?.to_owned(),
+        query: params.get("query").unwrap_or("").to_owned(),
         time_ms: bounded("time", time_ms)?,
         timeout: positive(&params, "timeout")?,
         lookback: positive(&params, "lookback_delta")?,
@@ -63,10 +63,7 @@ pub(super) async fn instant(api: Api, request: Request) -> Answer {
 
 pub(super) async fn range(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
-    let time = |name: &str| {
-        let value = params.time(name)?;
-        bounded(name, value.ok_or_else(|| invalid(name, "cannot parse \"\" to a valid timestamp"))?)
-    };
+    let time = |name: &str| bounded(name, params.required_time(name)?);
     let (start_ms, end_ms) = (time("start")?, time("end")?);
     if end_ms < start_ms {
         return Err(invalid("end", "end timestamp must not be before start time"));
@@ -86,7 +83,7 @@ pub(super) async fn range(api: Api, request: Request) -> Answer {
     }
     let stats = stats(&params);
     let request = RangeRequest {
-        query: params.required("query")?.to_owned(),
+        query: params.get("query").unwrap_or("").to_owned(),
         start_ms,
         end_ms,
         step_ms,

@@ -19,20 +19,29 @@ use crate::{
     promql,
 };
 
-/// The selectors of `match[]`.
+/// The selectors of `match[]`. What is wrong with one is told alone, as Prometheus tells it on most of its routes.
 pub(in crate::http) fn matches(params: &Params) -> Result<Vec<Vec<Matcher>>, QueryError> {
+    selectors(params, QueryError::BadData)
+}
+
+/// As [`matches`], naming the parameter.
+pub(in crate::http) fn named_matches(params: &Params) -> Result<Vec<Vec<Matcher>>, QueryError> {
+    selectors(params, |why| invalid("match[]", &why))
+}
+
+fn selectors(params: &Params, error: impl Fn(String) -> QueryError) -> Result<Vec<Vec<Matcher>>, QueryError> {
     let all: Vec<&str> = params.all("match[]").collect();
     if all.len() > MATCHES_MAX {
-        return Err(invalid("match[]", &format!("more than {MATCHES_MAX} selectors")));
+        return Err(error(format!("more than {MATCHES_MAX} selectors in match[]")));
     }
     let mut budget = MatcherBudget::default();
     all.into_iter()
         .map(|text| {
             promql::parse_selector_within(text, &mut budget).map_err(|e| {
                 if e.message.contains("at least one non-empty matcher") {
-                    invalid("match[]", "match[] must contain at least one non-empty matcher")
+                    error("match[] must contain at least one non-empty matcher".into())
                 } else {
-                    invalid("match[]", &e.to_string())
+                    error(e.to_string())
                 }
             })
         })
@@ -93,7 +102,7 @@ fn truncated<T>(list: &mut Vec<T>, limit: Option<usize>) -> Annotations {
 
 pub(super) async fn series(api: Api, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
-    let matches = matches(&params)?;
+    let matches = named_matches(&params)?;
     if matches.is_empty() {
         return Err(QueryError::BadData("no match[] parameter provided".into()));
     }

@@ -119,9 +119,9 @@ fn text(out: &mut String, key: &str, value: &str) {
 
 async fn targets(scraper: &Scraper, request: Request) -> Answer {
     let (params, tenant) = Params::of(request).await?;
-    // As Prometheus: what is none of the three names is all.
+    // As Prometheus: what is none of the three names is nothing.
     let state = params.get("state").unwrap_or("any").to_ascii_lowercase();
-    let (active, dropped) = (state != "dropped", state != "active");
+    let (active, dropped) = (["any", "active"].contains(&&*state), ["any", "dropped"].contains(&&*state));
     let mut pools = pools(scraper, &tenant);
     if let Some(wanted) = params.get("scrapePool") {
         pools.retain(|p| p.name == wanted);
@@ -285,6 +285,8 @@ mod tests {
         );
         let only = ask(one(), "/targets?state=dropped").await;
         assert_eq!((&only["data"]["activeTargets"], &only["data"]["droppedTargets"]), (&json!([]), &dropped));
+        let none = ask(one(), "/targets?state=all").await;
+        assert_eq!((&none["data"]["activeTargets"], &none["data"]["droppedTargets"]), (&json!([]), &json!([])));
         let only = ask(one(), "/targets?state=active&scrapePool=other").await;
         assert_eq!(only["data"]["activeTargets"], json!([]));
         assert_eq!(ask(one(), "/scrape_pools").await["data"], json!({"scrapePools": ["a", "other"]}));

@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) async fn format(_api: Api, request: Request) -> Answer {
     let (params, _) = Params::of(request).await?;
-    let text = params.required("query")?;
+    let text = params.get("query").unwrap_or("");
     let expr = promql::parse(text)?;
     let mut data = String::new();
     write_string(&mut data, &print::pretty(text, &expr));
@@ -21,6 +21,6 @@ pub(super) async fn format(_api: Api, request: Request) -> Answer {
 
 pub(super) async fn parse(_api: Api, request: Request) -> Answer {
     let (params, _) = Params::of(request).await?;
-    let expr = promql::parse(params.required("query")?)?;
+    let expr = promql::parse(params.get("query").unwrap_or(""))?;
     Ok(envelope::prometheus_success(&promql::tree_json(&expr).to_string(), &Annotations::default()))
 }

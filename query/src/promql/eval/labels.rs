@@ -2,21 +2,18 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use storage::model::Labels;
+use storage::model::{Labels, MatcherBudget};
 
 use super::{Evaluator, Series, Steps, fail, join_same_labels};
 use crate::{error::QueryError, promql::ast::Expr};
-
-/// Largest compiled size of a `label_replace` expression, bytes.
-const REGEX_BYTES_MAX: usize = 10 << 20;
 
 impl Evaluator {
     pub(super) fn label_replace(&self, args: &[Expr], steps: &Steps) -> Result<Vec<Series>, QueryError> {
         let [to, replacement, from, pattern] = [1, 2, 3, 4].map(|i| self.string(&args[i]));
         let (to, replacement, from, pattern) = (to?, replacement?, from?, pattern?);
-        let regex = regex::RegexBuilder::new(&format!("^(?s:{pattern})$"))
-            .size_limit(REGEX_BYTES_MAX)
-            .build()
+        // That it fits in what the whole query may have was looked at before.
+        let regex = MatcherBudget::default()
+            .anchored(&pattern)
             .or_else(|_| fail(format!("invalid regular expression in label_replace(): {pattern}")))?;
         if to.is_empty() {
             return fail("invalid destination label name in label_replace(): ");
