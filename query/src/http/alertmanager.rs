@@ -10,14 +10,14 @@ use axum::{
 };
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value as Json, json};
-use storage::model::Matcher;
+use storage::model::{Matcher, MatcherBudget};
 
 use super::{
     envelope,
     params::{Params, parse_time_ms},
     same_site,
 };
-use crate::rules::notify::{Desk, Notice, Wanted, WireSilence, parse_matchers, time};
+use crate::rules::notify::{Desk, Notice, Wanted, WireSilence, parse_matchers_within, time};
 
 /// Bytes of a body.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -56,8 +56,9 @@ fn bad(text: impl ToString) -> Refused {
 async fn filter(request: Request) -> Result<(Params, Vec<Matcher>), Refused> {
     let (params, _) = Params::of(request).await.map_err(bad)?;
     let mut out = Vec::new();
+    let mut budget = MatcherBudget::default();
     for text in params.all("filter") {
-        out.extend(parse_matchers(text).map_err(bad)?);
+        out.extend(parse_matchers_within(text, &mut budget).map_err(bad)?);
     }
     Ok((params, out))
 }

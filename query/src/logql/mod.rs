@@ -36,7 +36,7 @@ pub use error::QueryError;
 pub use eval::{Context, Value, instant, range_query};
 pub use lexer::parse_duration;
 pub use logs::{Direction, LogEntry, LogRequest, log_query};
-pub use parser::{check_matchers, parse, parse_matchers};
+pub use parser::{check_matchers, parse, parse_matchers, parse_matchers_within};
 pub use print::pretty;
 pub use range::Steps;
 pub use vector::{Sample, Series};

@@ -1,6 +1,6 @@
 //! Tokens to syntax tree: recursive descent for the grammar, precedence climbing for operators.
 
-use storage::model::{MatchOp, Matcher};
+use storage::model::{MatchOp, Matcher, MatcherBudget, re2};
 
 use super::{
     ast::*,
@@ -28,13 +28,20 @@ pub fn parse(text: &str) -> Result<Expr, QueryError> {
 
 /// A stream selector alone. `{}` is accepted here; callers that refuse it use [`check_matchers`].
 pub fn parse_matchers(text: &str) -> Result<Vec<Matcher>, QueryError> {
+    parse_matchers_within(text, &mut MatcherBudget::default())
+}
+
+/// As [`parse_matchers`], for one of several of a request.
+pub fn parse_matchers_within(text: &str, budget: &mut MatcherBudget) -> Result<Vec<Matcher>, QueryError> {
     let mut p = Parser::new(text)?;
+    p.budget = *budget;
     if *p.peek() == Token::End {
         return Err(QueryError::parse("syntax error: unexpected $end"));
     }
     match p.expression(0)? {
         Expr::Log(q) if q.stages.is_empty() => {
             p.end()?;
+            *budget = p.budget;
             Ok(q.matchers)
         }
         _ => Err(QueryError::Parse("only label matchers are supported".into())),
@@ -70,13 +77,15 @@ struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
     depth: usize,
+    /// Of all regular expressions of the query.
+    budget: MatcherBudget,
 }
 
 type Parsed<T> = Result<T, QueryError>;
 
 impl Parser {
     fn new(text: &str) -> Parsed<Self> {
-        Ok(Parser { tokens: lexer::lex(text)?, at: 0, depth: 0 })
+        Ok(Parser { tokens: lexer::lex(text)?, at: 0, depth: 0, budget: MatcherBudget::default() })
     }
 
     fn peek(&self) -> &Token {
@@ -328,8 +337,8 @@ impl Parser {
         };
         let (target, replacement, source, regex) = (text()?, text()?, text()?, text()?);
         self.expect(")")?;
-        if let Err(e) = super::regex::compile(&format!("^(?:{regex})$")) {
-            return Err(QueryError::parse(format!("invalid regex in label_replace: {e}")));
+        if let Err(e) = self.budget.anchored(&regex) {
+            return Err(QueryError::parse(format!("invalid regex in label_replace: {}", re2::told(&regex, &e))));
         }
         Ok(Expr::Metric(Metric::LabelReplace { inner, target, replacement, source, regex }))
     }
@@ -554,7 +563,12 @@ impl Parser {
         };
         self.take();
         let value = self.string()?;
-        new_matcher(name, op, value)
+        self.new_matcher(name, op, value)
+    }
+
+    fn new_matcher(&mut self, name: String, op: MatchOp, value: String) -> Parsed<Matcher> {
+        let matcher = self.budget.matcher(name, op, value.clone());
+        matcher.map_err(|e| QueryError::parse(re2::told(&value, &e)))
     }
 
     fn stages(&mut self, out: &mut Vec<Stage>) -> Parsed<()> {
@@ -596,8 +610,22 @@ impl Parser {
             return Ok(LineOperand::Ip(self.ip()?));
         }
         match self.peek() {
-            Token::Str(_) => Ok(LineOperand::Text(self.string()?)),
+            Token::Str(_) => {
+                let text = self.string()?;
+                if matches!(op, LineOp::Matches | LineOp::NotMatches) {
+                    self.fits(&text)?;
+                }
+                Ok(LineOperand::Text(text))
+            }
             _ => self.unexpected("STRING or ip"),
+        }
+    }
+
+    /// Errors when the expression is larger than what the query may still have. Its syntax is looked at with its stage.
+    fn fits(&mut self, regex: &str) -> Parsed<()> {
+        match self.budget.regex(regex) {
+            Err(e @ regex::Error::CompiledTooBig(_)) => Err(QueryError::parse(re2::told(regex, &e))),
+            _ => Ok(()),
         }
     }
 
@@ -645,7 +673,7 @@ impl Parser {
             "regexp" => {
                 self.take();
                 let re = self.string()?;
-                check_regexp(&re)?;
+                check_regexp(&mut self.budget, &re)?;
                 Stage::Regexp(re)
             }
             "pattern" => {
@@ -790,7 +818,7 @@ impl Parser {
                 self.take();
                 let op = if op == "=~" { MatchOp::Re } else { MatchOp::Nre };
                 let value = self.string()?;
-                return Ok(LabelFilter::Match(new_matcher(name, op, value)?));
+                return Ok(LabelFilter::Match(self.new_matcher(name, op, value)?));
             }
             _ => return self.unexpected(""),
         };
@@ -799,7 +827,7 @@ impl Parser {
             Token::Str(value) if matches!(op, "=" | "!=") => {
                 self.take();
                 let op = if op == "=" { MatchOp::Eq } else { MatchOp::Ne };
-                Ok(LabelFilter::Match(new_matcher(name, op, value)?))
+                Ok(LabelFilter::Match(self.new_matcher(name, op, value)?))
             }
             Token::Ident(w) if w == "ip" && matches!(op, "=" | "!=") => {
                 Ok(LabelFilter::Ip { name, negated: op == "!=", pattern: self.ip()? })
@@ -844,20 +872,7 @@ struct LogRange {
     offset: i64,
 }
 
-fn new_matcher(name: String, op: MatchOp, value: String) -> Parsed<Matcher> {
-    match op {
-        MatchOp::Eq | MatchOp::Ne => Matcher::new(name, op, value),
-        // The translation keeps what RE2 accepts; the printed value stays as written.
-        MatchOp::Re | MatchOp::Nre => Matcher::new(name, op, value),
-    }
-    .map_err(|e| QueryError::parse(format!("invalid regular expression: {}", last_line(&e.to_string()))))
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text)
-}
-
-fn check_regexp(re: &str) -> Parsed<()> {
+fn check_regexp(budget: &mut MatcherBudget, re: &str) -> Parsed<()> {
     let fail = |what: String| Err(QueryError::parse(format!("invalid regexp parser: {what}")));
     let mut names: Vec<&str> = Vec::new();
     // Duplicates first: the regex engine refuses them with a message of its own.
@@ -870,8 +885,8 @@ fn check_regexp(re: &str) -> Parsed<()> {
         }
         names.push(name);
     }
-    match super::regex::compile(re) {
-        Err(e) => fail(e),
+    match budget.regex(re) {
+        Err(e) => fail(re2::told(re, &e)),
         Ok(r) if r.capture_names().flatten().next().is_none() => {
             fail("at least one named capture must be supplied".into())
         }

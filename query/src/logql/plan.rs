@@ -9,7 +9,7 @@ use arrow::{
 use storage::{RowFilter, ScanError, model::Labels};
 
 use super::{
-    ast::{LogQuery, NameOrMatcher, Stage},
+    ast::{LineOp, LogQuery, NameOrMatcher, Stage},
     entry::{self, Entries, Kind, Label, Need},
     error::QueryError,
     stage::{
@@ -76,9 +76,10 @@ pub enum RowStage {
 }
 
 impl RowStage {
-    fn new(stage: &Stage) -> Result<Self, QueryError> {
+    /// One of a pipeline of so `many` regular expressions.
+    fn new(stage: &Stage, many: usize) -> Result<Self, QueryError> {
         Ok(match stage {
-            Stage::Line(f) => RowStage::Line(LineTest::new(f)?),
+            Stage::Line(f) => RowStage::Line(LineTest::new(f, many)?),
             Stage::Labels(f) => RowStage::Labels(LabelTest::new(f)?),
             Stage::Drop(names) => RowStage::Drop(names.clone()),
             Stage::Keep(names) => RowStage::Keep(names.clone()),
@@ -90,7 +91,7 @@ impl RowStage {
                 return Err(QueryError::unsupported("the parser `logfmt` with label names"));
             }
             Stage::Logfmt { keep_empty, .. } => RowStage::Extract(Extractor::Logfmt { keep_empty: *keep_empty }),
-            Stage::Regexp(text) => RowStage::Extract(Extractor::regexp(text)?),
+            Stage::Regexp(text) => RowStage::Extract(Extractor::regexp(text, many)?),
             Stage::Pattern(text) => RowStage::Extract(Extractor::pattern(text)?),
             Stage::Unpack => return Err(QueryError::unsupported("the parser `unpack`")),
             Stage::LineFormat(_) => return Err(QueryError::unsupported("the stage `line_format`")),
@@ -187,6 +188,15 @@ fn names_label(n: &NameOrMatcher, label: &Label) -> bool {
     }
 }
 
+/// Regular expressions of a stage, but those of matchers.
+fn regexes(stage: &Stage) -> usize {
+    match stage {
+        Stage::Line(f) if matches!(f.op, LineOp::Matches | LineOp::NotMatches) => f.operands.len(),
+        Stage::Regexp(_) => 1,
+        _ => 0,
+    }
+}
+
 /// A compiled pipeline.
 pub struct Pipeline {
     lines: Vec<LineTest>,
@@ -199,9 +209,10 @@ impl Pipeline {
     pub fn new(query: &LogQuery) -> Result<Self, QueryError> {
         let mut out = Pipeline { lines: Vec::new(), labels: Vec::new(), rest: Vec::new() };
         let mut line_changed = false;
+        let many = query.stages.iter().map(regexes).sum();
         for stage in &query.stages {
             match stage {
-                Stage::Line(f) if !line_changed => out.lines.push(LineTest::new(f)?),
+                Stage::Line(f) if !line_changed => out.lines.push(LineTest::new(f, many)?),
                 Stage::Labels(f) if out.rest.is_empty() => {
                     let test = LabelTest::new(f)?;
                     let mut names = Vec::new();
@@ -214,7 +225,7 @@ impl Pipeline {
                 }
                 _ => {
                     line_changed |= matches!(stage, Stage::LineFormat(_) | Stage::Unpack);
-                    out.rest.push(RowStage::new(stage)?);
+                    out.rest.push(RowStage::new(stage, many)?);
                 }
             }
         }

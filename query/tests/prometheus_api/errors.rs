@@ -206,3 +206,76 @@ async fn hostile_queries_are_told_what_is_too_much_on_every_route_that_reads_the
         }
     }
 }
+
+/// Of which each is allowed.
+const LARGE_REGEX: &str = "(a{1000}){50}";
+
+#[tokio::test]
+async fn regular_expressions_of_one_request_share_a_budget_on_every_route() {
+    let (_dir, api, _) = api_over(&[(&[("__name__", "up")], 0, &[1.0])], QueryConfig::default()).await;
+    let form = |pairs: &[(&str, &str)], times: usize| {
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        for (name, value) in pairs.iter().cycle().take(pairs.len() * times) {
+            form.append_pair(name, value);
+        }
+        form.finish()
+    };
+    let ask = async |method: &str, path: &str, form: &str| {
+        let (uri, body) = match method {
+            "GET" => (format!("{path}?{form}"), String::new()),
+            _ => (path.to_owned(), form.to_owned()),
+        };
+        let request = Request::builder().method(method).uri(uri).header("host", "localhost");
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let (status, _, body) = super::raw(&api, request.body(Body::from(body)).unwrap()).await;
+        (status, String::from_utf8(body).unwrap())
+    };
+    let many = |one: &str, between: &str| vec![one; 40].join(between);
+    let matcher = format!("x=~\"{LARGE_REGEX}\"");
+    let selector = format!("{{{matcher}}}");
+    let replaced = format!("label_replace(up, \"a\", \"b\", \"c\", (\"{LARGE_REGEX}\"))");
+    let queries = [many(&selector, " or "), many(&replaced, " or "), format!("up{{{}}}", many(&matcher, ","))];
+    let mut requests: Vec<(&str, &str, String)> = Vec::new();
+    for query in &queries {
+        for path in ["query", "query_range", "query_exemplars", "format_query", "parse_query"] {
+            let path: &str = Box::leak(format!("/api/v1/{path}").into_boxed_str());
+            requests.push(("POST", path, form(&[("query", query), ("start", "1"), ("end", "2"), ("step", "1")], 1)));
+        }
+    }
+    let selectors = form(&[("match[]", &selector)], 40);
+    for (method, path) in [
+        ("POST", "/api/v1/series"),
+        ("POST", "/api/v1/labels"),
+        ("GET", "/api/v1/label/x/values"),
+        ("GET", "/api/v1/rules"),
+        ("GET", "/federate"),
+        ("POST", "/api/v1/admin/tsdb/delete_series"),
+        ("GET", "/loki/api/v1/series"),
+    ] {
+        requests.push((method, path, selectors.clone()));
+    }
+    let line = format!(" |~ \"{LARGE_REGEX}\"");
+    let pattern = format!("(?P<x>{LARGE_REGEX})");
+    let log_queries = [
+        format!("{{a=\"b\"}}{}", many(&line, "")),
+        format!("{{a=\"b\"}} |~ \"x\"{}", many(&format!(" or \"{LARGE_REGEX}\""), "")),
+        format!("{{a=\"b\"}}{}", many(&format!(" | x=~\"{LARGE_REGEX}\""), "")),
+        format!("{{a=\"b\"}}{}", many(&format!(" | regexp \"{pattern}\""), "")),
+        format!("{{a=\"b\"}}{}", many(&format!(" | drop x=~\"{LARGE_REGEX}\""), "")),
+        format!("{{a=\"b\",{}}}", many(&matcher, ",")),
+        many(&format!("count_over_time({{a=\"b\"}}{line}[5m])"), " + "),
+        many(&format!("label_replace(vector(1), \"a\", \"b\", \"c\", \"{LARGE_REGEX}\")"), " + "),
+    ];
+    for query in &log_queries {
+        requests.push(("GET", "/loki/api/v1/query_range", form(&[("query", query)], 1)));
+    }
+    for (method, path, form) in requests {
+        let (status, body) = ask(method, path, &form).await;
+        assert_eq!(status, 400, "{path}: {body}");
+        assert!(body.contains("exceeds size limit of"), "{path}: {body}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&body).is_ok(), path.starts_with("/api"), "{path}: {body}");
+    }
+    // One of them is taken.
+    let (status, body) = ask("POST", "/api/v1/query", &form(&[("query", &selector)], 1)).await;
+    assert_eq!(status, 200, "{body}");
+}

@@ -26,7 +26,7 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode, header};
 use storage::{
     ErrorKind, ScanError, Store, StreamInfo,
-    model::{Matcher, TenantId, TimeRange, Timestamp},
+    model::{Matcher, MatcherBudget, TenantId, TimeRange, Timestamp},
 };
 use tokio::sync::Semaphore;
 
@@ -357,8 +357,9 @@ async fn series(State(api): State<Api>, request: Request) -> Answer {
     let mut sets = BTreeSet::new();
     let texts: Vec<&str> = params.all("match[]").chain(params.all("match")).filter(|t| !t.is_empty()).collect();
     let mut groups: Vec<Vec<Matcher>> = Vec::new();
+    let mut budget = MatcherBudget::default();
     for text in &texts {
-        let matchers = logql::parse_matchers(text)?;
+        let matchers = logql::parse_matchers_within(text, &mut budget)?;
         if !matchers.is_empty() {
             logql::check_matchers(&matchers)?;
         }

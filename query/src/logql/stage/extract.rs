@@ -17,8 +17,9 @@ pub enum Extractor {
 }
 
 impl Extractor {
-    pub fn regexp(text: &str) -> Result<Self, QueryError> {
-        let regex = crate::logql::regex::compile(text)
+    /// One of so `many` regular expressions.
+    pub fn regexp(text: &str, many: usize) -> Result<Self, QueryError> {
+        let regex = crate::logql::regex::compile_one_of(text, many)
             .map_err(|e| QueryError::parse(format!("invalid regexp parser: {e}")))?;
         Ok(Extractor::Regexp(regex))
     }

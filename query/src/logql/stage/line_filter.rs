@@ -35,14 +35,15 @@ pub struct LineTest {
 }
 
 impl LineTest {
-    pub fn new(filter: &LineFilter) -> Result<Self, QueryError> {
+    /// One of so `many` regular expressions.
+    pub fn new(filter: &LineFilter, many: usize) -> Result<Self, QueryError> {
         let compile = |operand: &LineOperand| -> Result<Test, String> {
             Ok(match (operand, filter.op) {
                 (LineOperand::Ip(p), _) => Test::Ip(IpMatcher::parse(p)?),
                 (LineOperand::Text(t), LineOp::Contains | LineOp::NotContains) => {
                     Test::Contains(Box::new(Finder::new(t.as_bytes()).into_owned()))
                 }
-                (LineOperand::Text(t), LineOp::Matches | LineOp::NotMatches) => regex_test(t)?,
+                (LineOperand::Text(t), LineOp::Matches | LineOp::NotMatches) => regex_test(t, many)?,
                 (LineOperand::Text(t), LineOp::Pattern | LineOp::NotPattern) => {
                     Test::Pattern(Pattern::parse_filter(t)?)
                 }
@@ -110,8 +111,8 @@ impl LineTest {
 }
 
 /// A regular expression; one that is a plain literal becomes a search for it.
-fn regex_test(text: &str) -> Result<Test, String> {
-    let compiled = crate::logql::regex::compile(text)?;
+fn regex_test(text: &str, many: usize) -> Result<Test, String> {
+    let compiled = crate::logql::regex::compile_one_of(text, many)?;
     if !text.is_empty() && !text.contains(|c: char| r"\.+*?()|[]{}^$".contains(c)) {
         return Ok(Test::Contains(Box::new(Finder::new(text.as_bytes()).into_owned())));
     }
@@ -126,7 +127,7 @@ mod tests {
 
     fn test(op: LineOp, operands: &[&str]) -> LineTest {
         let operands = operands.iter().map(|o| LineOperand::Text((*o).to_owned())).collect();
-        LineTest::new(&LineFilter { op, operands }).unwrap()
+        LineTest::new(&LineFilter { op, operands }, 1).unwrap()
     }
 
     #[test]

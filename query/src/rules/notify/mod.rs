@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use alertmanager::{Alertmanager, Credentials, Post, Relabel, Secret};
 pub use desk::{Desk, Wanted};
-pub use plan::parse_matchers;
+pub use plan::{parse_matchers, parse_matchers_within};
 use queue::Queue;
 pub use silence::WireSilence;
 

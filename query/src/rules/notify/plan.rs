@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use storage::model::{Labels, MatchOp, Matcher};
+use storage::model::{Labels, MatchOp, Matcher, MatcherBudget, re2};
 
 use super::alertmanager::Secret;
 use crate::rules::{
@@ -573,6 +573,11 @@ impl Reader {
 
 /// `a="b"`, `a=~b`, or several in braces with commas between.
 pub fn parse_matchers(text: &str) -> Result<Vec<Matcher>, String> {
+    parse_matchers_within(text, &mut MatcherBudget::default())
+}
+
+/// As [`parse_matchers`], for one of several of a request.
+pub fn parse_matchers_within(text: &str, budget: &mut MatcherBudget) -> Result<Vec<Matcher>, String> {
     let bad = || format!("bad matcher format: {text}");
     let inner = text.trim();
     let inner = match inner.strip_prefix('{') {
@@ -610,7 +615,8 @@ pub fn parse_matchers(text: &str) -> Result<Vec<Matcher>, String> {
         if name.is_empty() || !(after.is_empty() || after.starts_with(',')) {
             return Err(bad());
         }
-        out.push(Matcher::new(name, op, value).map_err(|e| format!("{}: {e}", bad()))?);
+        let matcher = budget.matcher(name, op, value.clone());
+        out.push(matcher.map_err(|e| format!("{}: {}", bad(), re2::told(&value, &e)))?);
         rest = after.trim_start_matches(',').trim();
     }
     if out.is_empty() { Err(bad()) } else { Ok(out) }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use storage::model::{Labels, MatchOp, Matcher};
+use storage::model::{Labels, MatchOp, Matcher, MatcherBudget, re2};
 
 use super::time;
 use crate::http::params::parse_time_ms;
@@ -68,7 +68,8 @@ impl Silence {
         if ends < starts {
             return Err("end time must not be before start time".into());
         }
-        let matcher = |m: &WireMatcher| {
+        let mut budget = MatcherBudget::default();
+        let mut matcher = |m: &WireMatcher| {
             let op = match (m.is_equal, m.is_regex) {
                 (true, false) => MatchOp::Eq,
                 (false, false) => MatchOp::Ne,
@@ -78,9 +79,10 @@ impl Silence {
             if m.name.is_empty() {
                 return Err("invalid label matcher: empty name".to_owned());
             }
-            Matcher::new(&m.name, op, &m.value).map_err(|e| format!("invalid label matcher {}: {e}", m.name))
+            let matcher = budget.matcher(&m.name, op, &m.value);
+            matcher.map_err(|e| format!("invalid label matcher {}: {}", m.name, re2::told(&m.value, &e)))
         };
-        let matchers = wire.matchers.iter().map(matcher).collect::<Result<Vec<_>, _>>()?;
+        let matchers = wire.matchers.iter().map(&mut matcher).collect::<Result<Vec<_>, _>>()?;
         if matchers.is_empty() {
             return Err("at least one matcher required".into());
         }
