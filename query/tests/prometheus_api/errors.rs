@@ -273,7 +273,11 @@ async fn regular_expressions_of_one_request_share_a_budget_on_every_route() {
         let (status, body) = ask(method, path, &form).await;
         assert_eq!(status, 400, "{path}: {body}");
         assert!(body.contains("exceeds size limit of"), "{path}: {body}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&body).is_ok(), path.starts_with("/api"), "{path}: {body}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&body).is_ok(),
+            path.starts_with("/api"),
+            "{path}: {body}"
+        );
     }
     // One of them is taken.
     let (status, body) = ask("POST", "/api/v1/query", &form(&[("query", &selector)], 1)).await;

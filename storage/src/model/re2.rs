@@ -15,9 +15,11 @@ pub fn compile(re2: &str) -> Result<Regex, String> {
 /// As [`compile`], one of `many` that are used together and share the memory for what is cached while they match.
 pub fn compile_one_of(re2: &str, many: usize) -> Result<Regex, String> {
     let cached = REGEX_BYTES_MAX / many.max(1);
-    RegexBuilder::new(&translate(re2)).size_limit(REGEX_BYTES_MAX).dfa_size_limit(cached).build().map_err(
-        |e| told(re2, &e),
-    )
+    RegexBuilder::new(&translate(re2))
+        .size_limit(REGEX_BYTES_MAX)
+        .dfa_size_limit(cached)
+        .build()
+        .map_err(|e| told(re2, &e))
 }
 
 /// Why `re2` did not compile, in one line: in the words of Go's `regexp` where it has any.

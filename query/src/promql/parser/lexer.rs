@@ -343,11 +343,9 @@ impl Lexer<'_> {
     }
 
     fn number(&mut self) -> Result<bool, String> {
-        if !self.plain_number() {
-            if !self.rest_of_duration() {
-                let read = quoted(&self.text[self.start..self.at]);
-                return Err(format!("bad number or duration syntax: {read}"));
-            }
+        if !self.plain_number() && !self.rest_of_duration() {
+            let read = quoted(&self.text[self.start..self.at]);
+            return Err(format!("bad number or duration syntax: {read}"));
         }
         self.emit(Kind::Number);
         Ok(true)

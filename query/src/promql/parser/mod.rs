@@ -14,8 +14,8 @@ mod told;
 
 use storage::model::{Matcher, MatcherBudget};
 
-pub use self::number::parse_duration_ms;
 use self::number::literal;
+pub use self::number::parse_duration_ms;
 use super::{
     ast::{Binary, BinaryOp, Cardinality, Expr, ExprKind, Matching},
     check, stack,
