@@ -43,8 +43,8 @@ pub struct QueryConfig {
 /// under `/` and `/tempo`, Loki's under `/loki`.
 pub fn router(config: QueryConfig, store: Store) -> Router {
     let engine = Engine::new(store.clone(), config.limits.clone(), config.promql.clone());
-    let api = prometheus::Api::new(engine, store.clone(), config.limits.clone(), config.about);
-    let federation = prometheus::federation(api.clone(), config.ruler.clone()).layer(middleware::from_fn(compressed));
+    let api = prometheus::Api::new(engine, store.clone(), config.limits.clone(), config.about, config.ruler.clone());
+    let federation = prometheus::federation(api.clone()).layer(middleware::from_fn(compressed));
     let prometheus = prometheus::router(api)
         .merge(prometheus::targets::router(config.scraper))
         .merge(prometheus_admin::router(store.clone()))

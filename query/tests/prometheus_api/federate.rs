@@ -1,16 +1,9 @@
 //! Federation as a Prometheus scrapes it.
 
-use std::sync::Arc;
-
 use axum::{Router, body::Body, http::Request};
-use query::{
-    limits::Limits,
-    promql::{Engine, EngineOptions},
-    rules::ruler::{Ruler, RulerSettings},
-};
 use storage::model::{Labels, MetricBatchBuilder, batch::HistogramRow, batch::SeriesMeta};
 
-use super::{api_over, append, raw};
+use super::{api_over, append, raw, with_external_labels};
 
 const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
 
@@ -129,18 +122,8 @@ async fn external_labels_are_added_where_a_series_has_none_of_that_name() {
         (&[("__name__", "a"), ("instance", "i"), ("z", "z")], now(), &[2.0]),
     ];
     let (dir, _, store) = api_over(&given, query::QueryConfig::default()).await;
-    let settings = RulerSettings {
-        external_labels: Labels::from_pairs([("region", "eu"), ("replica", "r")]),
-        interval: std::time::Duration::from_secs(60),
-        state_dir: dir.path().join("state"),
-        ..RulerSettings::default()
-    };
-    let engine = Engine::new(store.clone(), Limits::default(), EngineOptions::default());
-    let clock = Arc::new(storage::vfs::SystemClock::new());
-    let discover = Arc::new(|_: &str| Vec::<std::path::PathBuf>::new());
-    let (ruler, running) = Ruler::start(settings, engine, store.clone(), clock, discover).await.unwrap();
-    let config = query::QueryConfig { ruler: Some(ruler), ..query::QueryConfig::default() };
-    let (_, _, body) = scrape(&query::router(config, store), "/federate?match[]=a", "text/plain").await;
+    let (api, running) = with_external_labels(&dir, store).await;
+    let (_, _, body) = scrape(&api, "/federate?match[]=a", "text/plain").await;
     let body = String::from_utf8(body).unwrap();
     let labels: Vec<&str> = body.lines().filter_map(|l| Some(l.split_once('{')?.1.split_once('}')?.0)).collect();
     let (first, second) =

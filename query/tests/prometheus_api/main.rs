@@ -8,8 +8,15 @@ mod routes;
 mod rules;
 mod statistics;
 
+use std::sync::Arc;
+
 use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt;
+use query::{
+    limits::Limits,
+    promql::{Engine, EngineOptions},
+    rules::ruler::{Ruler, RulerSettings, Running},
+};
 use serde_json::{Value, json};
 use storage::{
     Append, Store, StoreConfig,
@@ -67,6 +74,21 @@ async fn append(store: &Store, mut b: MetricBatchBuilder) {
         (Table::MetricHistograms, batch.histograms),
     ];
     store.append(Append { tenant: TenantId::default(), rows, sources: vec![], batch_id: None }).await.unwrap();
+}
+
+/// An API of a process that is `region="eu", replica="r"` outside.
+async fn with_external_labels(dir: &tempfile::TempDir, store: Store) -> (Router, Running) {
+    let settings = RulerSettings {
+        external_labels: Labels::from_pairs([("region", "eu"), ("replica", "r")]),
+        interval: std::time::Duration::from_secs(60),
+        state_dir: dir.path().join("state"),
+        ..RulerSettings::default()
+    };
+    let engine = Engine::new(store.clone(), Limits::default(), EngineOptions::default());
+    let clock = Arc::new(storage::vfs::SystemClock::new());
+    let discover = Arc::new(|_: &str| Vec::<std::path::PathBuf>::new());
+    let (ruler, running) = Ruler::start(settings, engine, store.clone(), clock, discover).await.unwrap();
+    (query::router(query::QueryConfig { ruler: Some(ruler), ..query::QueryConfig::default() }, store), running)
 }
 
 /// Status, headers and body as it is.

@@ -8,7 +8,7 @@ use query::http::prometheus::remote_read::wire::{
 };
 use storage::model::{Labels, MetricBatchBuilder, batch::HistogramRow, batch::SeriesMeta};
 
-use super::{api_over, append, raw};
+use super::{api_over, append, raw, with_external_labels};
 
 const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
 
@@ -55,6 +55,38 @@ fn frames(mut body: &[u8]) -> Vec<ChunkedReadResponse> {
         body = rest;
     }
     out
+}
+
+#[tokio::test]
+async fn external_labels_are_added_and_what_asks_for_them_is_met() {
+    let given: [super::Given<'_>; 2] =
+        [(&[("__name__", "m"), ("region", "us")], 0, &[1.0]), (&[("__name__", "m"), ("x", "y")], 0, &[2.0])];
+    let (dir, _, store) = api_over(&given, query::QueryConfig::default()).await;
+    let (api, running) = with_external_labels(&dir, store).await;
+    let asked = |matchers: &[(i32, &str, &str)]| {
+        let matchers = matchers.iter().map(|(kind, name, value)| matching(*kind, name, value));
+        asked(matchers.chain([matching(0, "__name__", "m")]).collect(), 0, 60_000)
+    };
+    let queries = vec![
+        asked(&[(0, "replica", "r"), (0, "region", "eu")]),
+        asked(&[(0, "region", "us")]),
+        asked(&[(2, "replica", "r")]),
+    ];
+    let shown = |labels: &[query::http::prometheus::remote_read::wire::Label]| {
+        labels.iter().map(|l| format!("{}={}", l.name, l.value)).collect::<Vec<_>>().join(",")
+    };
+    let of = |r: &query::http::prometheus::remote_read::wire::QueryResult| {
+        r.timeseries.iter().map(|s| shown(&s.labels)).collect::<Vec<_>>()
+    };
+    let answer = samples(&api, queries.clone()).await;
+    let found: Vec<Vec<String>> = answer.results.iter().map(of).collect();
+    let (us, eu) = ("__name__=m,region=us,replica=r", "__name__=m,region=eu,replica=r,x=y");
+    assert_eq!(found, [vec![us, eu], vec![us], vec![]] as [Vec<&str>; 3]);
+    let (status, _, body) = ask(&api, queries, &[STREAMED_XOR_CHUNKS]).await;
+    let streamed: Vec<String> =
+        frames(&body).iter().flat_map(|f| &f.chunked_series).map(|s| shown(&s.labels)).collect();
+    assert_eq!((status, streamed), (200, vec![us.into(), eu.into(), us.into()]));
+    running.stop(std::time::Duration::from_secs(5)).await;
 }
 
 #[tokio::test]

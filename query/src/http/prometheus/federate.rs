@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 use storage::{
@@ -31,8 +31,8 @@ use crate::{
     raw,
 };
 
-pub(super) async fn federate(api: Api, external: Labels, request: Request) -> Response<Body> {
-    answer(api, external, request).await.unwrap_or_else(|e| {
+pub(super) async fn federate(State(api): State<Api>, request: Request) -> Response<Body> {
+    answer(api, request).await.unwrap_or_else(|e| {
         let status = match e.kind() {
             ErrorKind::Invalid | ErrorKind::TooLarge => StatusCode::BAD_REQUEST,
             ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Deadline => StatusCode::SERVICE_UNAVAILABLE,
@@ -75,11 +75,12 @@ impl Row {
     }
 }
 
-async fn answer(api: Api, external: Labels, request: Request) -> Result<Response<Body>, QueryError> {
+async fn answer(api: Api, request: Request) -> Result<Response<Body>, QueryError> {
     let how = Exposition::negotiated(request.headers());
     let (params, tenant) = Params::of(request).await?;
     let matches = matches(&params)?;
     let deadline = api.limits.timeout;
+    let external = api.external_labels();
     let work = async {
         let now = now_ms();
         let lookback = i64::try_from(api.limits.lookback.as_millis()).unwrap_or(i64::MAX / 4);

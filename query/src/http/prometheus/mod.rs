@@ -20,7 +20,7 @@ use axum::{
     http::Response,
     routing::{get, post},
 };
-use storage::Store;
+use storage::{Store, model::Labels};
 use tokio::sync::Semaphore;
 
 pub(super) use self::series::{matches, named_matches};
@@ -47,10 +47,12 @@ pub struct Api {
     reads: Arc<Semaphore>,
     /// Places of remote read requests that are large themselves.
     large_reads: Arc<Semaphore>,
+    /// Whose external labels tell what is here from what others hold.
+    ruler: Option<Ruler>,
 }
 
 impl Api {
-    pub fn new(engine: Engine, store: Store, limits: Limits, about: About) -> Self {
+    pub fn new(engine: Engine, store: Store, limits: Limits, about: About, ruler: Option<Ruler>) -> Self {
         Api {
             engine,
             store,
@@ -59,7 +61,13 @@ impl Api {
             about: Arc::new(about),
             reads: Arc::new(Semaphore::new(READS_CONCURRENT_MAX)),
             large_reads: Arc::new(Semaphore::new(READS_LARGE_MAX)),
+            ruler,
         }
+    }
+
+    /// What series get, where they have no label of that name, when another Prometheus takes them.
+    fn external_labels(&self) -> Labels {
+        self.ruler.as_ref().map(Ruler::external_labels).unwrap_or_default()
     }
 }
 
@@ -108,13 +116,9 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Paths beside `/api/v1`. What is shown has the external labels of the ruler.
-pub fn federation(api: Api, ruler: Option<Ruler>) -> Router {
-    let external = move || ruler.as_ref().map(Ruler::external_labels).unwrap_or_default();
-    let federate = move |State(api): State<Api>, request: Request| async move {
-        federate::federate(api, external(), request).await
-    };
-    Router::new().route("/federate", get(federate)).with_state(api)
+/// Paths beside `/api/v1`.
+pub fn federation(api: Api) -> Router {
+    Router::new().route("/federate", get(federate::federate)).with_state(api)
 }
 
 fn fixed(data: &'static str) -> Response<Body> {

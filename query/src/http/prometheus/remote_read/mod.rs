@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, Limited};
 use prost::Message;
 use storage::{
     ErrorKind, SeriesInfo,
-    model::{MatchOp, Matcher, MatcherBudget, TenantId},
+    model::{Labels, MatchOp, Matcher, MatcherBudget, TenantId, re2},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -76,7 +76,9 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, Refusal> {
     let (request, large) = decoded(&api, &head.headers, body, deadline).await?;
     let streamed = wants_chunks(&request.accepted_response_types)?;
     let mut budget = MatcherBudget::default();
-    let wanted = request.queries.into_iter().map(|q| Wanted::of(q, &mut budget)).collect::<Result<Vec<_>, _>>()?;
+    let external = api.external_labels();
+    let wanted = request.queries.into_iter().map(|q| Wanted::of(q, &external, &mut budget));
+    let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
     for w in &wanted {
         w.check_range(&api, &tenant)?;
     }
@@ -89,6 +91,7 @@ async fn answer(api: Api, request: Request) -> Result<Response<Body>, Refusal> {
         left: samples_max,
         samples_max,
         deadline,
+        external,
         api,
         tenant,
         _turns: (slot, large),
@@ -190,8 +193,10 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(query: wire::Query, budget: &mut MatcherBudget) -> Result<Self, Refusal> {
-        let matchers = query.matchers.into_iter().map(|m| {
+    /// What asks for an external label is met by all series.
+    fn of(query: wire::Query, external: &Labels, budget: &mut MatcherBudget) -> Result<Self, Refusal> {
+        let met = |m: &wire::LabelMatcher| m.kind == 0 && external.get(&m.name) == Some(&*m.value);
+        let matchers = query.matchers.into_iter().filter(|m| !met(m)).map(|m| {
             let op = match m.kind {
                 0 => MatchOp::Eq,
                 1 => MatchOp::Ne,
@@ -199,7 +204,8 @@ impl Wanted {
                 3 => MatchOp::Nre,
                 other => return Err(Refusal::bad(format!("invalid matcher type {other}"))),
             };
-            budget.matcher(m.name, op, m.value).map_err(|e| Refusal::bad(format!("invalid matcher: {e}")))
+            let matcher = budget.matcher(m.name, op, m.value.clone());
+            matcher.map_err(|e| Refusal::bad(format!("invalid matcher: {}", re2::told(&m.value, &e))))
         });
         // Far ends of time match nothing; nearer ones keep arithmetic simple.
         let bounded = |ms: i64| ms.clamp(i64::MIN / 4, i64::MAX / 4);
@@ -232,6 +238,8 @@ struct Reader {
     left: usize,
     samples_max: usize,
     deadline: Instant,
+    /// Added to each series.
+    external: Labels,
     _turns: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
@@ -276,9 +284,14 @@ impl Reader {
             }
             let before = self.left;
             let found = raw::points(&self.api.store, &self.tenant, &infos, current.times, &mut self.left).await?;
-            let Some(found) = found else {
+            let Some(mut found) = found else {
                 return Err(Refusal::bad(format!("exceeded sample limit ({})", self.samples_max)));
             };
+            for (name, value) in self.external.iter() {
+                for s in found.iter_mut().filter(|s| s.labels.get(name).is_none()) {
+                    Arc::make_mut(&mut s.labels).set(name, value);
+                }
+            }
             let each = (before - self.left) / many;
             self.group = (READ_GROUP_POINTS / each.max(1)).clamp(1, (many * 4).min(READ_GROUP_SERIES_MAX));
             if !found.is_empty() {
