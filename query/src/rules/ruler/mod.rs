@@ -4,14 +4,17 @@
 //! A bad file changes nothing: the rules in force stay, and the fault is in the log, in a metric and in the answer to
 //! whoever asked for the reload.
 
+mod sources;
+mod work;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::RwLock;
@@ -23,13 +26,18 @@ use storage::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{Id, JoinSet},
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::sources::{Discover, RuleSource, load};
+use self::{
+    sources::{Loaded, Seen, seen},
+    work::Work,
+};
 use super::{
     alerting::{Alert, AlertState},
-    file::{self, FileError, Rule, RuleGroup},
+    file::{FileError, Rule, RuleGroup},
     group::{Counts, Group, Health, Schedule, Site},
     notify::{Alertmanager, Desk, Notice, Notifier, NotifySettings},
     state::StateFile,
@@ -45,20 +53,6 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 /// Reloads that may wait for their turn.
 const RELOADS_WAITING: usize = 8;
 
-/// Rule files of one tenant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RuleSource {
-    pub tenant: TenantId,
-    /// Paths with wildcards.
-    pub files: Vec<String>,
-    /// Of groups that name no interval; `None`: that of the ruler.
-    pub interval: Option<Duration>,
-    /// Of groups that name none.
-    pub query_offset: Duration,
-    /// A path without wildcards may name no file, as in a file of Prometheus; one that comes later is taken then.
-    pub may_be_missing: bool,
-}
-
 /// What the ruler is told.
 #[derive(Clone, Default)]
 pub struct RulerSettings {
@@ -72,9 +66,6 @@ pub struct RulerSettings {
     pub state_dir: PathBuf,
     pub notify: NotifySettings,
 }
-
-/// The files that a pattern names.
-pub type Discover = Arc<dyn Fn(&str) -> Vec<PathBuf> + Send + Sync>;
 
 /// How a group stands, as the API shows it.
 #[derive(Clone, Debug)]
@@ -146,63 +137,8 @@ pub struct Running {
     stop: CancellationToken,
 }
 
-/// A group of a file, with the tenant it runs under.
-type Loaded = (TenantId, String, RuleGroup);
-
-/// Reads all files of all sources; every fault of every file at once. Blocks.
-pub fn load(sources: &[RuleSource], discover: &Discover) -> Result<Vec<Loaded>, Vec<FileError>> {
-    let (mut out, mut errors) = (Vec::new(), Vec::new());
-    for source in sources {
-        for path in paths(source, discover) {
-            let name = path.display().to_string();
-            let read = match file::read(&path) {
-                Ok(read) => read,
-                Err(e) => {
-                    errors.push(e);
-                    continue;
-                }
-            };
-            for mut group in read.groups {
-                group.interval_ms = group.interval_ms.or(source.interval.map(millis));
-                group.query_offset_ms = group.query_offset_ms.or(Some(millis(source.query_offset)));
-                out.push((source.tenant.clone(), name.clone(), group));
-            }
-        }
-    }
-    if errors.is_empty() { Ok(out) } else { Err(errors) }
-}
-
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Each file once. A pattern without wildcards names a file that must be there, unless the source says otherwise.
-fn paths(source: &RuleSource, discover: &Discover) -> Vec<PathBuf> {
-    let mut out: Vec<PathBuf> = Vec::new();
-    for pattern in &source.files {
-        let found = match pattern.contains(['*', '?']) {
-            true => discover(pattern),
-            false if source.may_be_missing && !Path::new(pattern).exists() => Vec::new(),
-            false => vec![PathBuf::from(pattern)],
-        };
-        for path in found {
-            if !out.contains(&path) {
-                out.push(path);
-            }
-        }
-    }
-    out
-}
-
-/// What tells whether files have changed: names, times and sizes.
-type Seen = Vec<(PathBuf, Option<(SystemTime, u64)>)>;
-
-fn seen(sources: &[RuleSource], discover: &Discover) -> Seen {
-    let mark = |p: &Path| {
-        let meta = std::fs::metadata(p).ok()?;
-        Some((meta.modified().ok()?, meta.len()))
-    };
-    sources.iter().flat_map(|s| paths(s, discover)).map(|p| (p.clone(), mark(&p))).collect()
 }
 
 impl Ruler {
@@ -545,165 +481,5 @@ impl Inner {
         };
         self.state_failures.fetch_add(1, Ordering::Relaxed);
         tracing::error!(group = %group.key, error, "state of alerts cannot be written; a restart would forget changes");
-    }
-}
-
-/// A group in force.
-struct Slot {
-    tenant: TenantId,
-    file: String,
-    definition: RuleGroup,
-    task: Id,
-    stop: CancellationToken,
-}
-
-/// The owner of the groups' tasks.
-struct Work {
-    inner: Arc<Inner>,
-    groups: HashMap<String, Slot>,
-    tasks: JoinSet<Group>,
-    /// Those that tell of alerts.
-    deliveries: JoinSet<()>,
-    seen: Seen,
-}
-
-impl Work {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Request>, stop: CancellationToken) {
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some(request) = inbox.recv() => match request {
-                    Request::Reload(settings, answer) => {
-                        let result = self.reload(settings).await;
-                        let _ = answer.send(result);
-                    }
-                    Request::Alertmanagers(all) => {
-                        self.inner.notifier.set_alertmanagers(all, &mut self.deliveries, &stop);
-                    }
-                },
-                Some(ended) = self.deliveries.join_next() => {
-                    if let Err(e) = ended {
-                        tracing::error!(error = %e, "a task that tells of alerts panicked");
-                    }
-                }
-                Some(ended) = self.tasks.join_next_with_id() => {
-                    if let Err(e) = ended {
-                        self.revive(e.id(), &e.to_string()).await;
-                    }
-                }
-                _ = look.tick() => {
-                    let inner = self.inner.clone();
-                    let look = move || seen(&inner.settings().sources, &inner.discover);
-                    if tokio::task::spawn_blocking(look).await.is_ok_and(|now| now != self.seen) {
-                        // The faults are in the log.
-                        let _ = self.reload(None).await;
-                    }
-                }
-            }
-        }
-        self.groups.values().for_each(|slot| slot.stop.cancel());
-        while self.tasks.join_next().await.is_some() {}
-        while self.deliveries.join_next().await.is_some() {}
-    }
-
-    async fn reload(&mut self, settings: Option<Box<RulerSettings>>) -> Reloaded {
-        let settings = settings.map_or_else(|| self.inner.settings(), |s| Arc::new(*s));
-        let (seen, groups) = self.inner.read_files(settings.clone()).await;
-        self.seen = seen;
-        self.inner.reloads.fetch_add(1, Ordering::Relaxed);
-        self.inner.in_force_is_latest.store(groups.is_ok(), Ordering::Relaxed);
-        match groups {
-            Ok(groups) => {
-                *self.inner.settings.write() = settings.clone();
-                self.inner.notifier.set_resend_delay(settings.notify.resend_delay);
-                self.apply(groups, &settings).await;
-                tracing::info!(groups = self.groups.len(), "rules loaded");
-                Ok(self.groups.len())
-            }
-            Err(errors) => {
-                self.inner.reloads_failed.fetch_add(1, Ordering::Relaxed);
-                for e in &errors {
-                    tracing::error!(error = %e, "rule file is faulty; the former rules stay in force");
-                }
-                Err(errors)
-            }
-        }
-    }
-
-    /// Puts the groups in force; those that did not change go on undisturbed.
-    async fn apply(&mut self, loaded: Vec<Loaded>, settings: &RulerSettings) {
-        let default_ms = millis(settings.interval).max(1);
-        let mut wanted: BTreeMap<String, (TenantId, String, Group)> = BTreeMap::new();
-        for (tenant, file, definition) in loaded {
-            let group = Group::new(&tenant, &file, definition, default_ms);
-            wanted.insert(group.key.clone(), (tenant, file, group));
-        }
-        let same = |slot: &Slot, group: &Group| slot.definition == *group.definition;
-        let outdated: Vec<String> = self
-            .groups
-            .iter()
-            .filter(|(key, slot)| wanted.get(*key).is_none_or(|(_, _, g)| !same(slot, g)))
-            .map(|(key, _)| key.clone())
-            .collect();
-        wanted.retain(|key, _| !self.groups.contains_key(key) || outdated.contains(key));
-        let mut former: HashMap<String, Group> = HashMap::new();
-        let ending: Vec<Slot> = outdated.iter().filter_map(|key| self.groups.remove(key)).collect();
-        ending.iter().for_each(|slot| slot.stop.cancel());
-        while former.len() < ending.len() {
-            match self.tasks.join_next().await {
-                Some(Ok(group)) => drop(former.insert(group.key.clone(), group)),
-                Some(Err(e)) => {
-                    tracing::error!(error = %e, "a rule group panicked while it was replaced");
-                    break;
-                }
-                None => break,
-            }
-        }
-        for slot in ending {
-            let key = format!("{};{};{}", slot.tenant, slot.file, slot.definition.name);
-            if !wanted.contains_key(&key) {
-                let name = (slot.tenant.clone(), Arc::from(slot.file.as_str()), slot.definition.name.clone());
-                self.inner.views.write().remove(&name);
-                if let Some(mut group) = former.remove(&key) {
-                    group.end_series(self.inner.now_ms(), &self.inner.site(&slot.tenant)).await;
-                }
-            }
-        }
-        for (key, (tenant, file, mut group)) in wanted {
-            match former.remove(&key) {
-                Some(before) => group.continues(before),
-                None => self.restore(&mut group).await,
-            }
-            self.spawn(tenant, file, group);
-        }
-    }
-
-    async fn restore(&self, group: &mut Group) {
-        let (file, now) = (self.inner.state_file(&group.key), self.inner.now_ms());
-        if let Ok(saved) = tokio::task::spawn_blocking(move || file.load(now)).await {
-            group.restore(saved);
-        }
-    }
-
-    fn spawn(&mut self, tenant: TenantId, file: String, group: Group) {
-        let stop = CancellationToken::new();
-        let (key, definition) = (group.key.clone(), group.definition.as_ref().clone());
-        // Whoever is told that it is in force finds it.
-        self.inner.show(&tenant, &group);
-        let task = self.tasks.spawn(self.inner.clone().run_group(tenant.clone(), group, stop.clone())).id();
-        self.groups.insert(key, Slot { tenant, file, definition, task, stop });
-    }
-
-    /// A group whose task panicked begins again from its file.
-    async fn revive(&mut self, task: Id, why: &str) {
-        let Some(key) = self.groups.iter().find(|(_, s)| s.task == task).map(|(k, _)| k.clone()) else { return };
-        tracing::error!(group = %key, error = why, "rule group panicked; it begins again from its kept state");
-        let Some(slot) = self.groups.remove(&key) else { return };
-        let default_ms = millis(self.inner.settings().interval).max(1);
-        let mut group = Group::new(&slot.tenant, &slot.file, slot.definition, default_ms);
-        self.restore(&mut group).await;
-        self.spawn(slot.tenant, slot.file, group);
     }
 }
