@@ -201,6 +201,9 @@ async fn hostile_queries_are_told_what_is_too_much_on_every_route_that_reads_the
         for route in ["query", "query_range", "query_exemplars", "format_query", "parse_query", "series", "labels"] {
             let form = format!("query={query}&match[]={query}&start=0&end=1&step=1");
             let (status, body) = post(&api, &format!("/api/v1/{route}"), &form).await;
+            // Where only a selector may stand, the first parenthesis is one too many.
+            let selects = ["series", "labels"].contains(&route) && query == &shorter;
+            let text = if selects { "unexpected \"(\"" } else { text };
             assert_eq!((status, &body["errorType"]), (400, &json!("bad_data")), "{route}: {body}");
             assert!(body["error"].as_str().unwrap().contains(text), "{route}: {}", body["error"]);
         }

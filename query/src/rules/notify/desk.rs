@@ -27,8 +27,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Notice, deliver,
     dispatch::{Dispatch, GroupKey, Message, Saved, fingerprint, labels_of},
+    matchers::all_match,
     message::Content,
-    plan::{Plan, all_match},
+    plan::Plan,
     silence::WireSilence,
     time,
 };

@@ -7,7 +7,8 @@ use storage::model::Labels;
 
 use super::{
     Notice,
-    plan::{Plan, all_match},
+    matchers::all_match,
+    plan::Plan,
     silence::{SavedSilence, Silences},
 };
 

@@ -8,6 +8,7 @@ mod alertmanager;
 mod deliver;
 mod desk;
 mod dispatch;
+mod matchers;
 mod message;
 pub mod plan;
 mod queue;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use alertmanager::{Alertmanager, Credentials, Post, Relabel, Secret};
 pub use desk::{Desk, Wanted};
-pub use plan::{parse_matchers, parse_matchers_within};
+pub use matchers::{parse_matchers, parse_matchers_within};
 use queue::Queue;
 pub use silence::WireSilence;
 
