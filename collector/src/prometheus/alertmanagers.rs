@@ -52,7 +52,7 @@ pub(super) fn check(config: &AlertingConfig, folder: &Path, at: &mut Findings<'_
 fn fleet(config: &AlertmanagerConfig, folder: &Path, at: &mut Findings<'_>) -> Fleet {
     let instead = ": these Alertmanagers are not told; file_sd_configs or http_sd_configs can name them";
     unsupported_discoveries(&config.unsupported_discoveries(), instead, at);
-    at.unsupported("sigv4", config.sigv4.is_some(), "");
+    at.unsupported("sigv4", config.sigv4.is_some(), ": these Alertmanagers are told without a signature");
     match config.api_version.as_deref() {
         None | Some("v2") => {}
         Some(other) => at.error("api_version", format!("version `{other}` is not supported, expected v2")),

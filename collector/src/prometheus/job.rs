@@ -161,7 +161,7 @@ pub fn check(file: &File, folder: &Path) -> Checked {
         ("tracing", file.tracing.is_some(), ": our own traces are in our own store"),
         ("otlp", file.otlp.is_some(), ": OTLP is taken with the default translation"),
         ("remote_write", file.remote_write.is_some(), " here: configure a sink of type prometheus_remote_write"),
-        ("remote_read", file.remote_read.is_some(), ""),
+        ("remote_read", file.remote_read.is_some(), ": queries are answered from what is stored here"),
         ("global.query_log_file", file.global.query_log_file.is_some(), ""),
     ] {
         top.unsupported(key, set, instead);

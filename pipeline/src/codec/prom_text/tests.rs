@@ -493,6 +493,32 @@ proptest! {
     }
 
     #[test]
+    fn a_histogram_is_converted_whatever_the_order_of_its_lines(
+        histograms in proptest::collection::vec(proptest::collection::vec(0u32..100, 1..6), 1..5),
+        seed in any::<u64>(),
+    ) {
+        let (mut lines, mut want) = (Vec::new(), Vec::new());
+        for (i, counts) in histograms.iter().enumerate() {
+            let mut upto = 0;
+            for (bound, count) in counts.iter().enumerate() {
+                upto += count;
+                let le = if bound + 1 == counts.len() { "+Inf".to_owned() } else { bound.to_string() };
+                lines.push(format!("h_bucket{{i=\"{i}\",le=\"{le}\"}} {upto}\n"));
+            }
+            lines.push(format!("h_sum{{i=\"{i}\"}} 7\n"));
+            lines.push(format!("h_count{{i=\"{i}\"}} {upto}\n"));
+            let bounds: Vec<f64> = (0..counts.len() - 1).map(|b| b as f64).collect();
+            let counts: Vec<f64> = counts.iter().map(|c| f64::from(*c)).collect();
+            want.push(format!("h{{i=\"{i}\"}} h{bounds:?} {upto} 7 {counts:?} (histogram - -)"));
+        }
+        lines.sort_by_key(|line| xxhash_rust::xxh3::xxh3_64_with_seed(line.as_bytes(), seed));
+        let body = format!("# TYPE h histogram\n{}", lines.concat());
+        let (mut told, not_converted) = converted(&body, Format::Text, CUSTOM);
+        told.sort();
+        prop_assert_eq!((told, not_converted), (want, 0));
+    }
+
+    #[test]
     fn what_is_written_reads_back(
         samples in proptest::collection::vec(
             ("[a-zA-Z_:][a-zA-Z0-9_:]{0,8}", proptest::collection::btree_map("[a-z_][a-z0-9_]{0,6}", "\\PC*", 0..4),
