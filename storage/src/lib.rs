@@ -14,6 +14,7 @@
 //! 3. Every queue, loop over input and cache has a bound in [`limits`].
 //! 4. Damage is quarantined, counted and reported; what is intact is served.
 
+mod append;
 pub mod backup;
 pub mod catalog;
 pub mod compact;
@@ -37,11 +38,13 @@ pub mod store;
 pub mod vfs;
 pub mod wal;
 
+pub use append::{Append, Appended, SourcePosition};
 pub use compact::delete::{DeleteRequest, Receipt};
 pub use config::{Durability, StoreConfig};
 pub use error::{AppendError, ErrorKind, OpenError, ScanError};
 pub use head::{
     cardinality::{Offender, Refused, SeriesLimit},
+    census::Census,
     repeats::Repeats,
 };
 pub use part::Promoted;
@@ -49,4 +52,4 @@ pub use scan::{
     Mark, RowFilter, SampleRequest, SampleScan, ScanOrder, ScanRequest, ScanStats, ScanStream, Selector,
     StoredSamples, Tail,
 };
-pub use store::{Append, Appended, Census, Environment, SeriesInfo, SourcePosition, Store, StreamInfo};
+pub use store::{Environment, SeriesInfo, Store, StreamInfo};

@@ -153,22 +153,26 @@ impl<'a> Cursor<'a> {
     pub fn unexpected(&self, context: &str, expected: &str) -> SyntaxError {
         let token = self.peek();
         let text = self.text_of(token);
-        let mut message = match token.kind {
-            Kind::End => "unexpected end of input".to_owned(),
-            Kind::Ident => format!("unexpected identifier {text:?}"),
-            Kind::Number => format!("unexpected number {text:?}"),
-            Kind::String => format!("unexpected string {text}"),
-            Kind::Punct(p) => format!("unexpected {p:?}"),
+        let what = match token.kind {
+            Kind::End => "end of input".to_owned(),
+            Kind::Ident => format!("identifier {text:?}"),
+            Kind::Number => format!("number {text:?}"),
+            Kind::String => format!("string {text}"),
+            Kind::Punct(p) => format!("{p:?}"),
         };
-        if !context.is_empty() {
-            message.push_str(" in ");
-            message.push_str(context);
+        self.unexpected_as(&what, context, expected)
+    }
+
+    /// As [`Cursor::unexpected`], where a language has its own names for what is there.
+    pub fn unexpected_as(&self, what: &str, context: &str, expected: &str) -> SyntaxError {
+        let mut message = format!("unexpected {what}");
+        for (word, text) in [(" in ", context), (", expected ", expected)] {
+            if !text.is_empty() {
+                message.push_str(word);
+                message.push_str(text);
+            }
         }
-        if !expected.is_empty() {
-            message.push_str(", expected ");
-            message.push_str(expected);
-        }
-        self.error(token.span, message)
+        self.error(self.peek().span, message)
     }
 
     /// Errors unless all tokens are taken.

@@ -3,9 +3,28 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{lookup::Bits, pairs::Pair, series::LabelIndex};
-use crate::{Census, model::TimeRange};
+use crate::model::TimeRange;
 
 const METRIC_NAME: &str = "__name__";
+
+/// The metric series of a tenant that are alive in a range, counted. Lists are ordered by count, equal ones by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub series: usize,
+    /// Label pairs.
+    pub pairs: usize,
+    pub series_by_metric: Vec<(String, u64)>,
+    /// Values of each label name.
+    pub values_by_name: Vec<(String, u64)>,
+    /// Bytes of these values, each counted once for each series that has it.
+    pub value_bytes_by_name: Vec<(String, u64)>,
+    pub series_by_pair: Vec<((String, String), u64)>,
+    /// Immutable pieces that samples and histograms of the range rest in: batches of the head, and parts.
+    pub pieces: usize,
+    /// Time of the earliest point of these pieces that is not before the range's start, at least, and of the latest, ms. `None`: there is
+    /// none.
+    pub times: Option<(i64, i64)>,
+}
 
 /// The entries of the highest counts; of equal ones those whose keys come first.
 struct Top<K> {

@@ -4,7 +4,7 @@
 //! needs little memory, and while a bucket is away ([`spill`]). Batches are immutable; many small ones are merged into one behind the readers' backs.
 
 pub(crate) mod cardinality;
-mod census;
+pub(crate) mod census;
 pub(crate) mod flush;
 pub(crate) mod lookup;
 mod pairs;

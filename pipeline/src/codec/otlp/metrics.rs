@@ -178,6 +178,20 @@ fn refusal(f: Fail) -> Refusal {
     }
 }
 
+/// Labels by name; values of those that have become one name are joined with `;` in their order.
+pub(super) fn join_equal_names(labels: &mut Vec<(String, String)>) {
+    // Stable: within a name the order stays.
+    labels.sort_by(|a, b| a.0.cmp(&b.0));
+    labels.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            kept.1.push(';');
+            kept.1.push_str(&later.1);
+        }
+        same
+    });
+}
+
 /// Attributes as labels. Of equal keys the last counts; values of keys that become one name are joined with `;` in the
 /// order of the keys.
 fn label_pairs(attributes: &[KeyValue], limits: &Limits) -> Result<Vec<(String, String)>, Refusal> {
@@ -195,16 +209,7 @@ fn label_pairs(attributes: &[KeyValue], limits: &Limits) -> Result<Vec<(String, 
         }
         out.push((label_name(&kv.key), attribute_text(kv, limits)?));
     }
-    // Stable: within a name the order of the keys stays.
-    out.sort_by(|a, b| a.0.cmp(&b.0));
-    out.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
-        if same {
-            kept.1.push(';');
-            kept.1.push_str(&later.1);
-        }
-        same
-    });
+    join_equal_names(&mut out);
     Ok(out)
 }
 

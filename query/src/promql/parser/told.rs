@@ -60,16 +60,8 @@ impl Parser<'_> {
         if let (Kind::End, Some(why)) = (token.kind, &self.failure) {
             return self.error(token.span, why.clone());
         }
-        let mut message = format!("unexpected {}", self.described(token, context == "label matching"));
-        if !context.is_empty() {
-            message.push_str(" in ");
-            message.push_str(context);
-        }
-        if !expected.is_empty() {
-            message.push_str(", expected ");
-            message.push_str(expected);
-        }
-        self.error(token.span, message)
+        let what = self.described(token, context == "label matching");
+        self.cursor.unexpected_as(&what, context, expected)
     }
 
     /// What is next fits nothing around it but, maybe, an aggregation.

@@ -247,4 +247,23 @@ mod tests {
             assert!(e.contains(why), "{e}");
         }
     }
+
+    #[test]
+    fn regular_expressions_of_one_silence_and_of_one_filter_share_a_budget() {
+        const LARGE: &str = "(a{1000}){50}";
+        let mut silence = wire("", LARGE, "1970-01-01T00:00:10Z", "1970-01-01T00:01:00Z");
+        let of = |wire: &WireSilence| Silences::default().set(wire.clone(), 1_000);
+        assert!(of(&silence).is_ok());
+        let one = silence.matchers[0].clone();
+        silence.matchers.resize(40, one);
+        let e = of(&silence).unwrap_err();
+        assert!(e.contains("exceeds size limit of"), "{e}");
+        // All filters of a request.
+        let text = format!("a=~\"{LARGE}\"");
+        let mut budget = MatcherBudget::default();
+        let mut ask = || super::super::matchers::parse_matchers_within(&text, &mut budget);
+        assert!(ask().is_ok());
+        let e = (0..39).find_map(|_| ask().err()).unwrap();
+        assert!(e.contains("exceeds size limit of"), "{e}");
+    }
 }

@@ -5,7 +5,7 @@ use storage::model::{Labels, json::Value};
 use super::{
     super::{
         metric_names::{Shape, label_name, metric_name},
-        metrics::{IDENTIFYING, PROMOTED},
+        metrics::{IDENTIFYING, PROMOTED, join_equal_names},
         value::{any, label_text},
     },
     value::{self, Meta},
@@ -82,12 +82,12 @@ impl Origin {
                 }
                 ("resource_meta", Value::Map(pairs)) => {
                     out.resource_key.push_str(&format!("|{pairs:?}"));
-                    out.resource_meta = meta(pairs);
+                    out.resource_meta = Meta::of(pairs);
                 }
                 ("scope_name", Value::String(s)) => out.scope_name = Some(s),
                 ("scope_meta", Value::Map(pairs)) => {
                     out.scope_key = format!("{pairs:?}");
-                    out.scope_meta = meta(pairs);
+                    out.scope_meta = Meta::of(pairs);
                 }
                 _ => out.strange = true,
             }
@@ -97,20 +97,6 @@ impl Origin {
         }
         Ok(out)
     }
-}
-
-fn meta(pairs: Vec<(String, Value)>) -> Meta {
-    let mut out = Meta::default();
-    for (key, value) in pairs {
-        match (key.as_str(), value) {
-            ("attributes", Value::Map(pairs)) => out.attributes = pairs,
-            ("dropped_attributes_count", Value::Int(n)) => out.dropped = n.max(0) as u64,
-            ("schema_url", Value::String(s)) => out.schema_url = s,
-            ("version", Value::String(s)) => out.version = s,
-            _ => {}
-        }
-    }
-    out
 }
 
 /// A value as a label's text.
@@ -128,15 +114,7 @@ fn own_labels(attributes: &[(String, Value)]) -> Vec<(String, String)> {
         attributes.iter().filter(|(k, _)| !k.is_empty() && k != "__name__").collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut out: Vec<(String, String)> = sorted.into_iter().map(|(k, v)| (label_name(k), text_of(v))).collect();
-    out.sort_by(|a, b| a.0.cmp(&b.0));
-    out.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
-        if same {
-            kept.1.push(';');
-            kept.1.push_str(&later.1);
-        }
-        same
-    });
+    join_equal_names(&mut out);
     out
 }
 

@@ -73,9 +73,14 @@ pub struct Meta {
 
 impl Meta {
     pub fn parse(text: Option<&str>, column: &str) -> Result<Meta, EncodeError> {
+        let Some(text) = text else { return Ok(Meta::default()) };
+        Ok(Meta::of(parse_map(text, column)?))
+    }
+
+    /// Members that are none of a resource or scope are left out.
+    pub fn of(members: Vec<(String, Value)>) -> Meta {
         let mut out = Meta::default();
-        let Some(text) = text else { return Ok(out) };
-        for (key, value) in parse_map(text, column)? {
+        for (key, value) in members {
             match (key.as_str(), value) {
                 ("attributes", Value::Map(pairs)) => out.attributes = pairs,
                 ("dropped_attributes_count", Value::Int(n)) => out.dropped = n.max(0) as u64,
@@ -84,7 +89,7 @@ impl Meta {
                 _ => {}
             }
         }
-        Ok(out)
+        out
     }
 }
 
